@@ -1,0 +1,52 @@
+"""All wording that a language model is given, in one place; a change here changes what the bundled base was trained on.
+
+The two agreed answers of absence are constants so that modules, metrics and training rows cannot drift apart.
+"""
+
+import dspy
+
+NOT_FOUND = "not in this contract"
+NO_QUOTE = "none"
+
+
+class ReviewPassages(dspy.Signature):
+    """Answer the question from the passages of a contract, quoting it word for word, or say that it is not in this contract."""
+
+    passages: str = dspy.InputField(desc="numbered passages of one contract")
+    question: str = dspy.InputField(desc="what the reviewer asks")
+    quotes: str = dspy.OutputField(desc="the words that answer, verbatim, one quote a line, or: none")
+    answer: str = dspy.OutputField(desc="the short answer, or: not in this contract")
+
+
+class WriteQuestion(dspy.Signature):
+    """Write a question that the passage of a contract answers, with the quote and the short answer."""
+
+    passage: str = dspy.InputField(desc="a passage of one contract")
+    question: str = dspy.OutputField(desc="what a reviewer would ask")
+    quotes: str = dspy.OutputField(desc="the words that answer, verbatim, one quote a line")
+    answer: str = dspy.OutputField(desc="the short answer")
+
+
+class CompareAnswers(dspy.Signature):
+    """Say which of two answers to the question the passages of a contract support, after quoting them."""
+
+    passages: str = dspy.InputField(desc="numbered passages of one contract")
+    question: str = dspy.InputField(desc="what the reviewer asks")
+    candidates: str = dspy.InputField(desc="the two answers, one a line, each with its letter behind it")
+    quotes: str = dspy.OutputField(desc="the words that answer, verbatim, one quote a line, or: none")
+    better: str = dspy.OutputField(desc="the better answer, copied with its letter")
+
+
+def number_passages(texts: list[str]) -> str:
+    """The `passages` field: each text behind its number, white space folded so that a passage is one line."""
+    return "\n".join(f"[{i}] {' '.join(text.split())}" for i, text in enumerate(texts, start=1))
+
+
+def list_candidates(answer_a: str, answer_b: str) -> str:
+    """The `candidates` field of `CompareAnswers`."""
+    return f"{answer_a} [A]\n{answer_b} [B]"
+
+
+def join_quotes(quotes: list[str]) -> str:
+    """The `quotes` field for the given quotes: one a line, white space folded; `NO_QUOTE` where there are none."""
+    return "\n".join(" ".join(quote.split()) for quote in quotes) or NO_QUOTE
