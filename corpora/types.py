@@ -40,6 +40,16 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
+class Quote:
+    """Words of a contract, verbatim: `text == contract.text[start:end]`."""
+
+    text: str
+    contract_id: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """A question put to one contract; `category` is CUAD's name for it, or the question's own text."""
 

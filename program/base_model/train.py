@@ -34,7 +34,7 @@ SHEETS_A_BLOCK = 30
 class PretrainConfig:
     """One dial, `steps`; widths and rates were chosen on the first thousand steps (benchmarks/LOG.md)."""
 
-    steps: int = 5500
+    steps: int = 4400
     seed: int = 0
     rows_a_step: int = 6
     tokens_a_row: int = 768
@@ -259,9 +259,9 @@ def _resume(work: Path, masters: dict[str, torch.nn.Parameter], optimizers: list
 def main() -> None:
     """Command line of the training run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=PretrainConfig.steps)
+    parser.add_argument("--steps", type=int, default=PretrainConfig().steps)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layers", type=int, default=PretrainConfig.layers)
+    parser.add_argument("--layers", type=int, default=PretrainConfig().layers)
     parser.add_argument("--work", type=Path, default=Path("runs/evergreen-base"), help="checkpoints")
     parser.add_argument("--out", type=Path, default=Path("optimizers/local_lm/evergreen-base"), help="the model folder written")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)

@@ -1,0 +1,360 @@
+"""Passages by meaning: an index of contracts in one folder, and the DSPy module that asks it.
+
+The folder holds the vectors in `chroma/` and everything else as `modules.index_files` says; all of it can be built
+again from the contracts. One real hit, for the question about "Governing Law":
+
+    Hit(Passage(id="ashgrove-2019-0007:9120-9311", ..., heading="8.2 Governing Law"), score=0.61)
+
+Not handled: word search (BM25), removing a contract, more contracts than fit in memory as text.
+"""
+
+import threading
+import uuid
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Protocol
+
+import chromadb
+import dspy
+import numpy as np
+from chromadb.config import Settings
+from tqdm.auto import tqdm
+
+from corpora.passages import cut_passages
+from corpora.types import Contract, Passage
+from modules.index_files import (
+    Stored,
+    StoreError,
+    locked,
+    read_about,
+    read_contracts,
+    write_about,
+    write_contract,
+)
+
+__all__ = ["Embedder", "Hit", "PassageIndex", "Retrieve", "StoreError"]
+
+_PROBE = "This Agreement shall be governed by the laws of the State of New York."
+_BATCH_PASSAGES = 256
+_CACHED_CONTRACTS = 512
+_CACHED_QUERIES = 4096
+# Chroma's defaults miss stored vectors; these gave 0 self-misses in 900. Cosine is what the embedder is trained for.
+_HNSW = {"hnsw": {"space": "cosine", "ef_construction": 200, "ef_search": 400, "max_neighbors": 32}}
+# A fast tokenizer serves one thread at a time.
+_embedding = threading.Lock()
+
+
+class Embedder(Protocol):
+    """What is used of a SentenceTransformer."""
+
+    def encode(self, sentences: list[str], **kwargs: Any) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage and its cosine similarity to the query, -1 to 1."""
+
+    passage: Passage
+    score: float
+
+
+class PassageIndex:
+    """Contracts cut into passages, searchable by meaning; made by `build` or `open`, one object a folder and process.
+
+    Searching is thread-safe. One process writes at a time; another process sees it after `open`. A deep copy is the
+    same object: optimizers copy programs, not indexes.
+    """
+
+    # Two Chroma clients on one folder lose each other's vectors, so a process has one, whoever opens the folder.
+    _opened: "weakref.WeakValueDictionary[Path, PassageIndex]" = weakref.WeakValueDictionary()
+    _opening = threading.RLock()
+
+    def __init__(self, folder: Path, embedder: Embedder) -> None:
+        """Use `build` or `open`."""
+        self.folder = folder
+        self._embedder = embedder
+        self._write_lock, self._store_lock = threading.RLock(), threading.RLock()
+        self._queries: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._release = lambda: None
+        self._connect()
+
+    @classmethod
+    def build(
+        cls,
+        contracts: Iterable[Contract],
+        *,
+        folder: Path | str,
+        embedder: Embedder,
+        max_chars: int = 600,
+        progress: bool = True,
+    ) -> "PassageIndex":
+        """Index `contracts` in `folder`, made if it is not there; an interrupted build goes on where it stopped.
+
+        Contracts already in the folder stay. Raises StoreError if it was built with other settings.
+        """
+        folder = Path(folder).resolve()
+        (folder / "contracts").mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            if not (folder / "index.json").exists():
+                probe = [round(float(x), 6) for x in _embed(embedder, [_PROBE])[0]]
+                about = {"max_chars": max_chars, "generation": uuid.uuid4().hex, "probe": probe}
+                write_about(folder, about)
+        index = cls.open(folder, embedder)
+        if index.max_chars != max_chars:
+            raise StoreError(
+                f"the index in {folder} has passages of at most {index.max_chars} characters, and {max_chars} were asked "
+                "for. Ask for the same, or build in another folder."
+            )
+        index.add(contracts, progress=progress)
+        return index
+
+    @classmethod
+    def open(cls, folder: Path | str, embedder: Embedder) -> "PassageIndex":
+        """The index in `folder`; StoreError if there is none, or if `embedder` is not the one it was built with."""
+        folder = Path(folder).resolve()
+        about = read_about(folder)
+        likeness = _likeness(about["probe"], _embed(embedder, [_PROBE])[0])
+        if likeness < 0.999:
+            raise StoreError(
+                f"the index in {folder} was built with another embedder (one sentence's two vectors have a cosine of "
+                f"{likeness:.3f}). Open it with that one, or build in another folder."
+            )
+        with cls._opening:
+            index = cls._opened.get(folder)
+            if index is None:
+                index = cls._opened[folder] = cls(folder, embedder)
+            index._embedder = embedder
+            index.refresh()
+            return index
+
+    def refresh(self) -> None:
+        """See what other processes have added since."""
+        with self._write_lock, self._store_lock:
+            if self._is_behind():
+                self._connect()
+
+    def close(self) -> None:
+        """Let go of the folder; the index cannot be used after it."""
+        with self._opening:
+            self._release()
+            if self._opened.get(self.folder) is self:
+                del self._opened[self.folder]
+
+    def add(self, contracts: Iterable[Contract], *, progress: bool = True) -> int:
+        """Index what is new and replace what has another text than before; the number of contracts indexed.
+
+        A contract is in the index when it is whole; one that was interrupted is indexed anew the next time. Raises
+        StoreError where an id stands twice with different texts, or another process is writing for more than a minute.
+        """
+        wanted: dict[str, Contract] = {}
+        for contract in contracts:
+            if wanted.setdefault(contract.id, contract).text != contract.text:
+                raise StoreError(f"the contract id {contract.id!r} stands twice, with different texts. Rename one.")
+        with self._write_lock, locked(self.folder):
+            # Chroma's own copy of the vectors is as old as its client: writing with an old one would lose the others.
+            self.refresh()
+            cuts = [
+                Stored(contract, cut_passages(contract, max_chars=self.max_chars))
+                for contract in wanted.values()
+                if contract.id not in self._stored or self._stored[contract.id].contract.text != contract.text
+            ]
+            if cuts:
+                self._new_generation()
+            total = sum(len(stored.passages) for stored in cuts)
+            with tqdm(total=total, desc="indexing", unit=" passages", disable=not progress or not cuts) as bar:
+                for batch in _batches(cuts):
+                    self._add_batch(batch)
+                    bar.update(sum(len(stored.passages) for stored in batch))
+        return len(cuts)
+
+    @property
+    def contract_ids(self) -> tuple[str, ...]:
+        """The ids of all contracts in the index, sorted."""
+        return tuple(sorted(self._stored))
+
+    def contract_text(self, contract_id: str) -> str:
+        """The text that the offsets of the contract's passages count in; StoreError if it is not in the index."""
+        return self._get(contract_id).contract.text
+
+    def search(self, query: str, k: int = 4, contract_id: str | None = None) -> tuple[Hit, ...]:
+        """The `k` passages nearest to `query`, best first, of one contract or of all; fewer only if there are fewer."""
+        return self.search_many([query], k, contract_id)[0]
+
+    def search_many(self, queries: Sequence[str], k: int = 4, contract_id: str | None = None) -> list[tuple[Hit, ...]]:
+        """`search` for each query, all embedded in one batch; StoreError for an unknown contract or an empty query."""
+        if k < 1:
+            raise StoreError(f"{k} passages were asked for; ask for 1 or more.")
+        if empty := [query for query in queries if not query.strip()]:
+            raise StoreError(f"the query {empty[0]!r} is empty. Ask something.")
+        if contract_id is None:
+            return [self._search_all(vector, k) for vector in self._query_vectors(queries)]
+        # One contract is a few hundred passages: comparing with all of them is exact and quicker than Chroma's filtered
+        # search, which is approximate.
+        passages, vectors_P_D = self._contract(contract_id)
+        return [_best(passages, vectors_P_D @ vector_D, k) for vector_D in self._query_vectors(queries)]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PassageIndex":
+        return self
+
+    def _connect(self) -> None:
+        """Read the folder, and open Chroma on it anew."""
+        self._release()
+        about = read_about(self.folder)
+        self.max_chars, self._generation = about["max_chars"], about["generation"]
+        self._stored = {stored.contract.id: stored for stored in read_contracts(self.folder)}
+        self._vectors.clear()
+        client = chromadb.PersistentClient(str(self.folder / "chroma"), Settings(anonymized_telemetry=False))
+        # Also where the index is dropped without close(): else the next open is given this client, with its old view.
+        self._release = weakref.finalize(self, client.close)
+        self._release.atexit = False
+        # embedding_function=None: Chroma's own would download a model.
+        self._collection = client.get_or_create_collection("passages", embedding_function=None, configuration=_HNSW)
+        self._max_add = client.get_max_batch_size()
+
+    def _new_generation(self) -> None:
+        self._generation = uuid.uuid4().hex
+        write_about(self.folder, read_about(self.folder) | {"generation": self._generation})
+
+    def _add_batch(self, batch: list[Stored]) -> None:
+        """Index a few contracts; between the two writes of its file a contract counts as absent."""
+        passages = [passage for stored in batch for passage in stored.passages]
+        vectors = _embed(self._embedder, [passage.text for passage in passages])
+        fresh = {stored.contract.id: stored for stored in batch}
+        with self._store_lock:
+            # A new dictionary: other threads may be reading the old one.
+            self._stored = {key: stored for key, stored in self._stored.items() if key not in fresh}
+            for stored in batch:
+                self._vectors.pop(stored.contract.id, None)
+                write_contract(self.folder, stored, complete=False)
+            self._collection.delete(where={"contract_id": {"$in": list(fresh)}})
+            for i in range(0, len(passages), self._max_add):
+                some = passages[i : i + self._max_add]
+                self._collection.add(
+                    ids=[passage.id for passage in some],
+                    embeddings=vectors[i : i + self._max_add],
+                    metadatas=[{"contract_id": passage.contract_id} for passage in some],
+                )
+            for stored in batch:
+                write_contract(self.folder, stored, complete=True)
+            self._stored = self._stored | fresh
+
+    def _is_behind(self) -> bool:
+        return read_about(self.folder)["generation"] != self._generation
+
+    def _get(self, contract_id: str) -> Stored:
+        stored = self._stored.get(contract_id)
+        if stored is None:
+            near = get_close_matches(contract_id, self.contract_ids, n=3, cutoff=0.4)
+            raise StoreError(
+                f"the contract {contract_id!r} is not in the index of {len(self._stored)} in {self.folder}; near it: "
+                f"{', '.join(near) or 'none'}. Add it, or correct the id."
+            )
+        return stored
+
+    def _query_vectors(self, queries: Sequence[str]) -> list[np.ndarray]:
+        """One unit vector a query; kept, because the same 41 questions are asked of every contract."""
+        with self._store_lock:
+            found = {query: self._queries[query] for query in queries if query in self._queries}
+        new = [query for query in dict.fromkeys(queries) if query not in found]
+        if new:
+            found.update(zip(new, _embed(self._embedder, new), strict=True))
+            with self._store_lock:
+                self._queries.update((query, found[query]) for query in new)
+                while len(self._queries) > _CACHED_QUERIES:
+                    self._queries.popitem(last=False)
+        return [found[query] for query in queries]
+
+    def _contract(self, contract_id: str) -> tuple[tuple[Passage, ...], np.ndarray]:
+        """The contract's passages and their vectors, float32 [P, D]."""
+        with self._store_lock:
+            passages = self._get(contract_id).passages
+            if contract_id not in self._vectors:
+                self._vectors[contract_id] = self._fetch(contract_id, passages)
+            self._vectors.move_to_end(contract_id)
+            if len(self._vectors) > _CACHED_CONTRACTS:
+                self._vectors.popitem(last=False)
+            return passages, self._vectors[contract_id]
+
+    def _fetch(self, contract_id: str, passages: tuple[Passage, ...]) -> np.ndarray:
+        got = self._collection.get(where={"contract_id": contract_id}, include=["embeddings"])
+        rows = dict(zip(got["ids"], got["embeddings"], strict=True))
+        if rows.keys() != {passage.id for passage in passages}:
+            behind = "Another process has changed it: open it again."
+            cure = behind if self._is_behind() else "It is damaged: delete the folder and build it again."
+            raise StoreError(
+                f"the index in {self.folder} has {len(rows)} vectors of the contract {contract_id!r}, and "
+                f"{len(passages)} passages. {cure}"
+            )
+        return np.array([rows[passage.id] for passage in passages], dtype=np.float32)
+
+    def _search_all(self, vector: np.ndarray, k: int) -> tuple[Hit, ...]:
+        with self._store_lock:
+            count, n = self._collection.count(), k
+            while True:
+                found = self._collection.query(
+                    query_embeddings=[vector], n_results=max(1, min(n, count)), include=["metadatas", "distances"]
+                )
+                hits = tuple(self._hits(found["ids"][0], found["metadatas"][0], found["distances"][0]))
+                # Vectors of an interrupted contract are passed over, so more may have to be asked for.
+                if len(hits) >= k or n >= count:
+                    return hits[:k]
+                n *= 2
+
+    def _hits(self, ids: list[str], metadatas: list[Any], distances: list[float]) -> Iterator[Hit]:
+        for passage_id, metadata, distance in zip(ids, metadatas, distances, strict=True):
+            stored = self._stored.get(metadata["contract_id"])
+            passage = next((p for p in stored.passages if p.id == passage_id), None) if stored else None
+            if passage is not None:
+                yield Hit(passage, 1.0 - float(distance))
+
+
+class Retrieve(dspy.Module):
+    """The `k` passages nearest to a question: `Prediction(passages=[Passage, ...], scores=[float, ...])`, best first.
+
+    The index is no part of the saved state: give it again when a saved program is loaded.
+    """
+
+    def __init__(self, index: PassageIndex, k: int = 4) -> None:
+        super().__init__()
+        self.index, self.k = index, k
+
+    def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:
+        """Search one contract, or all of them for None; raises StoreError as the index does."""
+        hits = self.index.search(question, self.k, contract_id)
+        return dspy.Prediction(passages=[hit.passage for hit in hits], scores=[hit.score for hit in hits])
+
+
+def _embed(embedder: Embedder, texts: list[str]) -> np.ndarray:
+    """Unit vectors, float32 [len(texts), D]; white space is folded, so that page layout does not count."""
+    folded = [" ".join(text.split()) for text in texts]
+    with _embedding:
+        return _unit(np.asarray(embedder.encode(folded, batch_size=32, show_progress_bar=False), dtype=np.float32))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _likeness(probe: list[float], vector: np.ndarray) -> float:
+    return float(_unit(np.array(probe, dtype=np.float32)) @ vector) if len(probe) == len(vector) else 0.0
+
+
+def _best(passages: tuple[Passage, ...], scores_P: np.ndarray, k: int) -> tuple[Hit, ...]:
+    return tuple(Hit(passages[i], float(scores_P[i])) for i in np.argsort(-scores_P, kind="stable")[:k])
+
+
+def _batches(cuts: Iterable[Stored]) -> Iterator[list[Stored]]:
+    """Whole contracts, so many at a time that they are at least `_BATCH_PASSAGES` passages."""
+    batch: list[Stored] = []
+    for stored in cuts:
+        batch.append(stored)
+        if sum(len(one.passages) for one in batch) >= _BATCH_PASSAGES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,23 @@
+"""Supervised fine-tuning as a DSPy optimizer: stock BootstrapFinetune, with the teacher put into the student's prompts."""
+
+import dspy
+from dspy.teleprompt import BootstrapFinetune
+
+
+class InstructTune(BootstrapFinetune):
+    """BootstrapFinetune whose teacher answers under the student's own instructions and demonstrations.
+
+    Stock BootstrapFinetune renders its training rows with the teacher's prompts, so a student compiled by a prompt
+    optimizer before it would be trained under one prompt and served under another. Everything else is stock.
+    """
+
+    def compile(
+        self, student: dspy.Module, trainset: list[dspy.Example], teacher: dspy.Module | list[dspy.Module] | None = None
+    ) -> dspy.Module:
+        """As BootstrapFinetune.compile; the teacher's signatures and demonstrations are overwritten by the student's."""
+        teachers = teacher if isinstance(teacher, list) else [teacher]
+        for each in teachers:
+            for theirs, own in zip(each.predictors() if each else [], student.predictors(), strict=False):
+                theirs.signature = own.signature
+                theirs.demos = [] if self.exclude_demos else own.demos
+        return super().compile(student, trainset=trainset, teacher=teacher)

@@ -1,0 +1,181 @@
+"""Compile a contract-review program on a corpus, score it before and after each stage, leave one run folder."""
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from corpora.cuad import read_cuad
+from corpora.errors import CorpusError
+from corpora.splits import Split, near_duplicate_groups, split_corpus, subset
+from corpora.types import Corpus
+from modules.embedder import load_embedder
+from modules.retriever import PassageIndex
+from optimizers.local_lm import local_lm, save_program
+from program.config import CompileConfig
+from program.contract_review import ContractReview
+from program.evaluate import score_program
+from program.examples import sample_examples, to_examples
+from program.provenance import data_record, version_record
+from program.recipes import PROMPT_CANDIDATES, Stage, chosen, run_recipe
+from program.report import write_report
+from program.runs import RunFolder
+from program.summary import summarize
+from program.teacher import LabelTeacher
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CompileResult:
+    """Where the run stands, its summary (as summary.json), the chosen stage's recipe and the seconds it all took."""
+
+    path: Path
+    summary: dict[str, Any]
+    recipe: str
+    seconds: float
+
+
+def compile(
+    config: CompileConfig, *, overwrite: bool = False, progress: bool = True, command: str = "", say: Say | None = None
+) -> CompileResult:
+    """Run `config.recipe` on `config.corpus` and leave a run folder at `config.out` (files: `program/runs.py`).
+
+    Scores are taken on contracts that neither the optimizers nor the choice between stages has seen. `say` gets a line
+    at each turn (default: standard error). Raises CorpusError, ModelError, TrainingError, RunError, EvaluationError.
+    """
+    say = say or (lambda line: print(line, file=sys.stderr))
+    began = time.perf_counter()
+    split = read_split(config, say)
+    train, val = _training_examples(config, split)
+    test = to_examples(split.test)
+    with RunFolder.start(config.out, overwrite=overwrite) as run, tempfile.TemporaryDirectory() as scratch:
+        run.write_json("config.json", asdict(config))
+        run.write_json("versions.json", version_record(command))
+        run.write_json("data.json", _data(config, split))
+        lm = build_lm(config, Path(scratch))
+        index = PassageIndex.build(
+            split.train.contracts + split.val.contracts + split.test.contracts,
+            folder=run.folder / "index",
+            embedder=load_embedder(),
+            max_chars=config.max_chars,
+            progress=progress,
+        )
+        try:
+            with dspy.context(lm=lm, adapter=build_adapter()):
+                program = ContractReview(index, config.k_passages)
+                program.set_lm(lm)
+                say(estimate(program, config, train, val, test))
+                rows = score_program(program, test, "base", threads=config.threads, progress=progress)
+                run.append_scores("base", rows)
+                teacher = LabelTeacher(index, train, config.k_passages)
+                teacher.set_lm(lm)
+                say(f"compiling {config.recipe!r} on {len(train)} questions, choosing on {len(val)}")
+                stages = run_recipe(
+                    program, config, build_adapter(), trainset=train, valset=val, teacher=teacher
+                )
+                for stage in stages[1:]:
+                    scored = score_program(stage.program, test, stage.recipe, threads=config.threads, progress=progress)
+                    run.append_scores(stage.recipe, scored)
+                    rows += scored
+                best = chosen(stages)
+                _keep(run, stages, best, Path(scratch))
+        finally:
+            index.close()
+        summary = summarize(rows, seed=config.seed) | {"chosen": best.recipe or "base"}
+        run.write_json("summary.json", summary)
+        place = run.finish("complete")
+    write_report(place)
+    return CompileResult(place, summary, best.recipe, time.perf_counter() - began)
+
+
+def read_split(config: CompileConfig, say: Say) -> Split:
+    """Train, validation and test contracts; near-duplicates of test contracts are kept out of the other two."""
+    corpus = read_cuad(config.corpus, max_contracts=config.max_contracts)
+    if config.test_corpus is None:
+        return split_corpus(corpus, seed=config.seed)
+    test = read_cuad(config.test_corpus)
+    corpus = _without_likes(corpus, test, say)
+    # Two sides only: the third side of the split is joined to the first.
+    parts = split_corpus(corpus, fractions=(0.6, 0.25, 0.15), seed=config.seed)
+    train_ids = [c.id for c in parts.train.contracts + parts.test.contracts]
+    return Split(subset(corpus, train_ids), parts.val, test)
+
+
+def _without_likes(corpus: Corpus, test: Corpus, say: Say) -> Corpus:
+    held_out = {contract.id for contract in test.contracts}
+    groups = near_duplicate_groups(
+        tuple(c for c in corpus.contracts if c.id not in held_out) + test.contracts, 0.8
+    )
+    like = {member for group in groups if held_out & set(group) for member in group} | held_out
+    keep = [contract.id for contract in corpus.contracts if contract.id not in like]
+    if len(keep) < len(corpus.contracts):
+        say(f"{len(corpus.contracts) - len(keep)} contracts are (nearly) in the test corpus too and are left out of training")
+    if len(keep) < 3:
+        raise CorpusError(
+            f"{corpus.name}: {len(keep)} contracts are left to train on, at least 3 are needed; give a larger --corpus"
+        )
+    return subset(corpus, keep)
+
+
+def build_lm(config: CompileConfig, work_dir: Path) -> dspy.LM:
+    """The local LM of a config, with log probabilities, its adapters under `work_dir`."""
+    return local_lm(config.lm, work_dir=work_dir, quantize=config.quantize, max_tokens=config.max_tokens, logprobs=True)
+
+
+def build_adapter() -> dspy.ChatAdapter:
+    """The chat format that everything is asked in; no JSON retry, which would double calls and hide format failures."""
+    return dspy.ChatAdapter(use_json_adapter_fallback=False)
+
+
+def estimate(program: dspy.Module, config: CompileConfig, train: list, val: list, test: list) -> str:
+    """Calls, training rows and minutes to expect, from eight calls timed now.
+
+    A training row counts as one call an epoch, a call with a demonstration as two: rough, and on the high side.
+    """
+    probe = test[:: max(1, len(test) // 8)][:8]
+    began = time.perf_counter()
+    score_program(program, probe, "probe", threads=config.threads, progress=False)
+    per_call_s = (time.perf_counter() - began) / len(probe)
+    steps = config.recipe.split(" -> ")
+    scoring = (len(steps) + 1) * (len(val) + len(test))
+    prompts = steps.count("p") * (PROMPT_CANDIDATES + 2) * len(val)
+    rows = steps.count("s") * len(train)
+    seconds = per_call_s * (scoring + 2 * prompts + rows * config.sft_epochs)
+    return (
+        f"about {scoring + prompts} calls and {rows} training rows x {config.sft_epochs:g} epochs: roughly "
+        f"{seconds / 60:.0f} min here ({per_call_s:.2f} s a call at {config.threads} threads)"
+    )
+
+
+def _training_examples(config: CompileConfig, split: Split) -> tuple[list[dspy.Example], list[dspy.Example]]:
+    train = sample_examples(to_examples(split.train), config.max_train_questions, config.seed)
+    return train, sample_examples(to_examples(split.val), config.max_val_questions, config.seed)
+
+
+def _data(config: CompileConfig, split: Split) -> dict[str, Any]:
+    files = {"corpus": config.corpus} | ({"test_corpus": config.test_corpus} if config.test_corpus else {})
+    sides = {"train": split.train, "val": split.val, "test": split.test}
+    return data_record(files, {name: [c.id for c in side.contracts] for name, side in sides.items()})
+
+
+def _keep(run: RunFolder, stages: list[Stage], best: Stage, scratch: Path) -> None:
+    """Save the chosen program, every stage's validation score and every adapter's training log."""
+    save_program(best.program, run.folder / "program")
+    run.write_json("stages.json", [{"recipe": s.recipe or "base", "validation_score": s.validation_score} for s in stages])
+    for log in sorted(scratch.rglob("training.json")):
+        target = run.folder / "training" / log.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(log, target / "training.json")
+
+
+def read_chosen(run: Path) -> str:
+    """The recipe of the program that a run kept."""
+    return json.loads((run / "summary.json").read_text(encoding="utf-8"))["chosen"]

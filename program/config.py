@@ -1,0 +1,127 @@
+"""The one config of `evergreen compile`: frozen, checked when made, saved with the run.
+
+One real row: `CompileConfig(corpus="CUADv1.json", lm="evergreen-base", recipe="p -> s", seed=0, out="runs/first")`. What
+is not handled here: whether the paths exist, and which steps a recipe's letters name (`program/recipes.py`).
+"""
+
+import difflib
+import json
+import re
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+_RECIPE = re.compile(r"\w+( -> \w+)*")
+
+
+class ConfigError(ValueError):
+    """A config file or option breaks a rule; the message gives the value, the rule and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompileConfig:
+    """What one compile run is made of; every field can stand in a TOML or JSON file or be given on the command line.
+
+    `corpus` and `test_corpus` are CUADv1-format files; without `test_corpus` the test contracts are split off `corpus`.
+    `max_chars` bounds one passage, in characters; `max_contracts`, `max_train_questions` and `max_val_questions` take
+    everything where None; `threads` is how many questions are in flight; `quantize` is None or "nf4"; `max_tokens` bounds
+    one completion. Raises ConfigError.
+    """
+
+    corpus: str
+    test_corpus: str | None = None
+    lm: str = "evergreen-base"
+    quantize: str | None = None
+    max_tokens: int = 512
+    recipe: str = "p -> s"
+    seed: int = 0
+    k_passages: int = 4
+    max_chars: int = 600
+    max_contracts: int | None = None
+    max_train_questions: int | None = 400
+    max_val_questions: int | None = 80
+    threads: int = 32
+    sft_epochs: float = 3.0
+    learning_rate: float = 1e-3
+    rank: int = 16
+    out: str = "runs/compile"
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> CompileConfig:
+    """The config of a .toml or .json file with `overrides` on top; an override of None counts as not given.
+
+    An unknown key, a wrong type or a value out of range raises ConfigError, and so does a file that cannot be read.
+    """
+    given = {} if path is None else _read(Path(path))
+    given |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    known = [field.name for field in fields(CompileConfig)]
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"unknown config key {key!r}; {hint}")
+    if "corpus" not in given:
+        raise ConfigError("no corpus is given; name a CUADv1-format file with --corpus or the key corpus")
+    return CompileConfig(**given)
+
+
+def to_json(config: CompileConfig) -> str:
+    """The resolved config as JSON; `load_config` of a file with it gives an equal config."""
+    return json.dumps(asdict(config), indent=2) + "\n"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    readers = {".toml": tomllib.loads, ".json": json.loads}
+    if path.suffix not in readers:
+        raise ConfigError(f"config file {path} ends in {path.suffix!r}; write it as .toml or .json")
+    try:
+        content = readers[path.suffix](path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"config file {path} holds a {type(content).__name__}; it must hold one table of keys and values"
+        )
+    return content
+
+
+def _check(config: CompileConfig) -> None:
+    for name, hint in typing.get_type_hints(CompileConfig).items():
+        value = getattr(config, name)
+        allowed = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        if float in allowed and type(value) is int:  # TOML writes 3 for 3.0
+            value = float(value)
+            object.__setattr__(config, name, value)
+        if type(value) not in allowed:  # exact types: True is an int to isinstance
+            wanted = " or ".join("none" if kind is type(None) else kind.__name__ for kind in allowed)
+            raise ConfigError(f"{name} is {value!r} ({type(value).__name__}); it must be {wanted}")
+        if isinstance(value, str) and not value.strip():
+            raise ConfigError(f"{name} is empty; give a value or leave the key out")
+    for name in (
+        "k_passages",
+        "max_chars",
+        "max_tokens",
+        "threads",
+        "rank",
+        "max_contracts",
+        "max_train_questions",
+        "max_val_questions",
+    ):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1")
+    for name in ("sft_epochs", "learning_rate"):
+        value = getattr(config, name)
+        if not 0 < value < float("inf"):
+            raise ConfigError(f"{name} is {value}; it must be a finite number above 0")
+    if config.seed < 0:
+        raise ConfigError(f"seed is {config.seed}; it must be 0 or more")
+    if not _RECIPE.fullmatch(config.recipe):
+        raise ConfigError(f"recipe is {config.recipe!r}; write steps joined by ' -> ', as in 'p -> s'")

@@ -1,0 +1,28 @@
+"""The compound program: a question, and the contract it is put to, in; an answer with quotes out."""
+
+import dspy
+
+from modules.retriever import PassageIndex, Retrieve
+from modules.reviewer import Reviewer
+
+
+class ContractReview(dspy.Module):
+    """Retrieve passages from an index, review them; what optimizers compile and releases hold."""
+
+    def __init__(self, index: PassageIndex, k_passages: int = 4) -> None:
+        super().__init__()
+        self.retrieve = Retrieve(index, k=k_passages)
+        self.reviewer = Reviewer()
+
+    def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:
+        """`Prediction(answer, quotes, found, confidence, readable, n_dropped_quotes, passages)`; see `Reviewer`.
+
+        Without `contract_id` all contracts of the index are searched. Raises StoreError for a contract that is not in
+        the index and ValueError for an empty question.
+        """
+        if not question.strip():
+            raise ValueError("the question is empty; ask something about the contract")
+        passages = self.retrieve(question=question, contract_id=contract_id).passages
+        prediction = self.reviewer(question=question, passages=passages)
+        prediction.passages = passages
+        return prediction

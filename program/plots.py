@@ -1,0 +1,90 @@
+"""Plots of a report as inline SVG: no files, no scripts, and colours that follow the page's light or dark theme."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# matplotlib wants fixed colours; these two stand for the page's own and are replaced in the SVG.
+_INK, _FAINT = "#010203", "#040506"
+STAGE_COLOURS = ("#8b939e", "#3b7dd8", "#2a9d6f", "#d9822b", "#9b5fc0", "#c94f6d")
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.edgecolor": _FAINT,
+    "grid.color": _FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def stage_colour(index: int) -> str:
+    """The colour of the stage at `index`, the same in every plot and table."""
+    return STAGE_COLOURS[index % len(STAGE_COLOURS)]
+
+
+def score_plot(labels: Sequence[str], stages: Sequence[Mapping[str, Sequence[float | None]]], title: str) -> str:
+    """Dots with whiskers, one line a score and one dot a stage from top to bottom, as SVG text.
+
+    Each of `stages` has "mean", "low", "high": lists of shares 0–1 in the order of `labels`, None where not known.
+    """
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "scores"}):
+        row_height = 0.2 + 0.1 * len(stages)
+        figure = Figure(figsize=(4.7, 0.6 + row_height * len(labels)), layout="constrained")
+        axes = figure.add_subplot()
+        for i, stage in enumerate(stages):
+            shift = (i - (len(stages) - 1) / 2) * 0.62 / max(len(stages), 1)
+            for y, (mean, low, high) in enumerate(zip(stage["mean"], stage["low"], stage["high"], strict=True)):
+                if mean is None:
+                    continue
+                axes.plot(100 * mean, y + shift, "o", color=stage_colour(i), markersize=5)
+                if low is not None and high is not None:
+                    axes.plot([100 * low, 100 * high], [y + shift] * 2, color=stage_colour(i), linewidth=1.6)
+        axes.set(xlim=(-2, 102), ylim=(len(labels) - 0.5, -0.5), xlabel="percent, with 95% intervals")
+        axes.set_yticks(range(len(labels)), labels)
+        _grid(axes, "both")
+        return _svg(figure, title)
+
+
+def loss_plot(curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> str:
+    """Training loss by step, one line a training job, as SVG text."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "loss"}):
+        figure = Figure(figsize=(4.7, 2.4), layout="constrained")
+        axes = figure.add_subplot()
+        for i, (name, points) in enumerate(curves.items(), start=1):
+            mark = "o" if len(points) == 1 else ""
+            axes.plot(*zip(*points, strict=True), marker=mark, color=stage_colour(i), linewidth=1.6, label=name)
+        axes.set(xlabel="step", ylabel="loss")
+        if all(loss >= 0 for points in curves.values() for _, loss in points):  # a policy's loss may be negative
+            axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+        _grid(axes, "y")
+        return _svg(figure, title)
+
+
+def _grid(axes: Axes, axis: str) -> None:
+    axes.grid(axis=axis, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+
+
+def _svg(figure: Figure, title: str) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = svg.replace('<g id="', '<g class="')  # "axes_1" and the like would be twice in a page with two plots
+    # "sans-serif" in matplotlib is a list of fonts; the page's own font is wanted.
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
+    svg = svg.replace(_INK, "var(--ink)").replace(_FAINT, "var(--faint)")
+    escaped = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escaped}" ', 1)

@@ -1,0 +1,104 @@
+"""Recipes: one letter per optimizer, composed by stock `dspy.BetterTogether` as `"p -> s"`."""
+
+import logging
+from dataclasses import dataclass
+
+import dspy
+from dspy.teleprompt import BetterTogether, BootstrapFewShotWithRandomSearch
+
+from optimizers.errors import TrainingError
+from optimizers.instruct import InstructTune
+from program.config import CompileConfig, ConfigError
+from program.metrics import review_metric
+from program.teacher import teaches
+
+STEPS = {"p": "prompts: demonstrations chosen by random search", "s": "weights: LoRA on the labels"}
+PROMPT_CANDIDATES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A program after the steps of `recipe` so far ("" before any), and its score on the validation questions, percent."""
+
+    recipe: str
+    program: dspy.Module
+    validation_score: float
+
+
+def build_optimizers(config: CompileConfig, adapter: dspy.Adapter) -> dict[str, dspy.teleprompt.Teleprompter]:
+    """The optimizer of each letter. Raises ConfigError for a letter that is not in STEPS."""
+    unknown = [letter for letter in config.recipe.split(" -> ") if letter not in STEPS]
+    if unknown:
+        raise ConfigError(f"recipe {config.recipe!r} has unknown steps {unknown}; known are {STEPS}")
+    prompts = BootstrapFewShotWithRandomSearch(
+        metric=review_metric,
+        max_bootstrapped_demos=1,
+        max_labeled_demos=0,
+        num_candidate_programs=PROMPT_CANDIDATES,
+        num_threads=config.threads,
+    )
+    weights = InstructTune(
+        metric=teaches,
+        train_kwargs={
+            "epochs": config.sft_epochs, "learning_rate": config.learning_rate, "rank": config.rank,
+            "alpha": 2 * config.rank, "seed": config.seed,
+        },
+        adapter=adapter,
+        # The labels go into the weights; demonstrations would double every prompt for what the weights know by then.
+        exclude_demos=True,
+        num_threads=config.threads,
+    )  # fmt: skip
+    return {"p": prompts, "s": weights}
+
+
+def run_recipe(
+    program: dspy.Module,
+    config: CompileConfig,
+    adapter: dspy.Adapter,
+    *,
+    trainset: list[dspy.Example],
+    valset: list[dspy.Example],
+    teacher: dspy.Module,
+) -> list[Stage]:
+    """Compile by the recipe; the stages in order, the uncompiled program first.
+
+    Raises TrainingError where a step failed: BetterTogether would log that and return the best so far.
+    """
+    together = BetterTogether(metric=review_metric, **build_optimizers(config, adapter))
+    watch = _FailureLog()
+    logger = logging.getLogger("dspy.teleprompt.bettertogether")
+    logger.addHandler(watch)
+    try:
+        best = together.compile(
+            program,
+            trainset=trainset,
+            valset=valset,
+            num_threads=config.threads,
+            max_errors=len(valset),
+            seed=config.seed,
+            strategy=config.recipe,
+            optimizer_compile_args={"p": {"teacher": None}, "s": {"teacher": teacher}},
+        )
+    finally:
+        logger.removeHandler(watch)
+    if best.flag_compilation_error_occurred:
+        raise TrainingError(f"recipe {config.recipe!r} stopped: {watch.cause or 'see the log'}") from watch.cause
+    stages = [Stage(c["strategy"] or "", c["program"], c["score"]) for c in best.candidate_programs]
+    return sorted(stages, key=lambda stage: len(stage.recipe))
+
+
+def chosen(stages: list[Stage]) -> Stage:
+    """The stage with the best validation score, the earliest of equals, as BetterTogether chooses."""
+    return max(stages, key=lambda stage: (stage.validation_score, -stages.index(stage)))
+
+
+class _FailureLog(logging.Handler):
+    """Keeps the exception that BetterTogether logs and swallows."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.cause: BaseException | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1]:
+            self.cause = record.exc_info[1]

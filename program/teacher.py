@@ -1,0 +1,41 @@
+"""Labels as a teacher: the program with an LM that says what people said.
+
+Stock BootstrapFinetune trains on a teacher's traces. With this teacher the traces are the human labels, laid into
+exactly the prompts that the student is served with.
+"""
+
+from collections.abc import Iterable
+
+import dspy
+from dspy.utils import DummyLM
+
+from modules.grounding import locate
+from modules.retriever import PassageIndex
+from modules.signatures import NOT_FOUND, join_quotes
+from program.contract_review import ContractReview
+
+
+class LabelTeacher(ContractReview):
+    """Answers each labelled question with its label, as far as the retrieved passages hold it.
+
+    A gold quote that was not retrieved is not taught (the student could not have seen it); where none was, the teacher says
+    "not in this contract", and `teaches` refuses the trace.
+    """
+
+    def __init__(self, index: PassageIndex, examples: Iterable[dspy.Example], k_passages: int = 4) -> None:
+        super().__init__(index, k_passages)
+        self.gold = {(e.contract_id, e.question): e for e in examples}
+
+    def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:
+        """As the student's; KeyError for a question without a label."""
+        gold = self.gold[contract_id, question]
+        passages = self.retrieve(question=question, contract_id=contract_id).passages
+        quotes = [quote for quote in gold.quotes if locate(quote, passages)]
+        answer = gold.answer if len(quotes) == len(gold.quotes) else ", ".join(quotes) or NOT_FOUND
+        said = DummyLM([{"quotes": join_quotes(quotes), "answer": " ".join(answer.split())}])
+        return self.reviewer(question=question, passages=passages, lm=said)
+
+
+def teaches(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:
+    """Whether a trace says what its label says: found where it is found, absent where it is absent."""
+    return prediction.found == example.found and prediction.readable

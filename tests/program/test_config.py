@@ -1,0 +1,64 @@
+import json
+
+import pytest
+
+from program.config import CompileConfig, ConfigError, load_config, to_json
+
+
+def test_file_then_overrides_then_defaults(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('recipe = "p -> s -> a"\nsft_epochs = 2\nseed = 4\n')
+    config = load_config(path, {"seed": 7, "rank": None})
+    assert (config.recipe, config.sft_epochs, config.seed, config.rank) == ("p -> s -> a", 2.0, 7, CompileConfig().rank)
+
+
+def test_the_saved_config_loads_equal(tmp_path):
+    config = CompileConfig(max_contracts=3, test_corpus="held-out.json")
+    path = tmp_path / "config.json"
+    path.write_text(to_json(config))
+    assert load_config(path) == config
+    assert json.loads(to_json(config))["max_val_questions"] is None
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('{"learning_rat": 1}')
+    with pytest.raises(ConfigError, match="'learning_rat'; did you mean 'learning_rate'"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="'zzz'; known are lm"):
+        load_config(None, {"zzz": 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("threads", 0),
+        ("threads", 2.5),
+        ("threads", True),
+        ("max_contracts", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("sft_epochs", float("inf")),
+        ("seed", -1),
+        ("recipe", "p->s"),
+        ("recipe", "p -> "),
+        ("lm", " "),
+        ("corpus", 3),
+    ],
+)
+def test_a_value_that_breaks_a_rule_is_named(key, value):
+    with pytest.raises(ConfigError, match=key):
+        load_config(None, {key: value})
+
+
+@pytest.mark.parametrize(("name", "text"), [("c.yaml", "a: 1"), ("c.toml", "a = "), ("c.json", "[1]")])
+def test_unreadable_files_are_refused(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=name):
+        load_config(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.toml")
