@@ -129,6 +129,11 @@ _BY_NAME = {category.name: category for category in CATEGORIES}
 # CUAD's train_separate_questions.json asks a question once an answer, the ids ending in _0, _1 ...
 _REPEAT = re.compile(r"_\d+$")
 _SHAPE = "data[].{title, paragraphs[].{context, qas[].{id, question, is_impossible, answers[].{text, answer_start}}}}"
+_FRAME = re.compile(
+    r'Highlight the parts \(if any\) of this contract related to "(?P<name>.*?)" that should be reviewed by a lawyer\. '
+    r"Details: (?P<details>.*)",
+    re.S,
+)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -141,6 +146,15 @@ def question_text(category: str) -> str:
             "Spell it as in CATEGORIES."
         )
     return _BY_NAME[category].question
+
+
+def bare_question(text: str) -> str:
+    """CUAD's question without the frame that all of them share, as `Governing Law: Which state/country's law ...`.
+
+    Any other question comes back as it is. For retrieval: the frame pulls all questions towards the same passages.
+    """
+    match = _FRAME.match(text)
+    return f"{match['name']}: {match['details']}" if match else text
 
 
 def read_cuad(path: str | Path, *, max_contracts: int | None = None) -> Corpus:

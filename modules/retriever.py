@@ -24,6 +24,7 @@ import numpy as np
 from chromadb.config import Settings
 from tqdm.auto import tqdm
 
+from corpora.cuad import bare_question
 from corpora.passages import cut_passages
 from corpora.types import Contract, Passage
 from modules.index_files import (
@@ -198,6 +199,11 @@ class PassageIndex:
         passages, vectors_P_D = self._contract(contract_id)
         return [_best(passages, vectors_P_D @ vector_D, k) for vector_D in self._query_vectors(queries)]
 
+    def opening(self, query: str, contract_id: str) -> Hit:
+        """The contract's first passage, scored against `query`; StoreError for an unknown contract."""
+        passages, vectors_P_D = self._contract(contract_id)
+        return Hit(passages[0], float(vectors_P_D[0] @ self._query_vectors([query])[0]))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "PassageIndex":
         return self
 
@@ -314,8 +320,11 @@ class PassageIndex:
 
 
 class Retrieve(dspy.Module):
-    """The `k` passages nearest to a question: `Prediction(passages=[Passage, ...], scores=[float, ...])`, best first.
+    """The `k` passages nearest to a question, and the opening of the contract that it is put to.
 
+    `Prediction(passages=[Passage, ...], scores=[float, ...])`, best first, the opening last unless it is among them. Title,
+    parties and date stand in the opening, and no question is near it: on generated contracts it takes the share of
+    answers that are retrieved from 0.74 to 0.90 at k=4 (benchmarks/LOG.md). CUAD's question frame is left out of the query.
     The index is no part of the saved state: give it again when a saved program is loaded.
     """
 
@@ -324,8 +333,12 @@ class Retrieve(dspy.Module):
         self.index, self.k = index, k
 
     def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:
-        """Search one contract, or all of them for None; raises StoreError as the index does."""
-        hits = self.index.search(question, self.k, contract_id)
+        """Search one contract, or all of them (then without an opening) for None; raises StoreError as the index does."""
+        query = bare_question(question)
+        hits = self.index.search(query, self.k, contract_id)
+        if contract_id is not None:
+            opening = self.index.opening(query, contract_id)
+            hits += (opening,) if opening.passage.id not in {hit.passage.id for hit in hits} else ()
         return dspy.Prediction(passages=[hit.passage for hit in hits], scores=[hit.score for hit in hits])
 
 

@@ -1,6 +1,5 @@
 """Compile a contract-review program on a corpus, score it before and after each stage, leave one run folder."""
 
-import json
 import shutil
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from program.examples import sample_examples, to_examples
 from program.provenance import data_record, version_record
 from program.recipes import PROMPT_CANDIDATES, Stage, chosen, run_recipe
 from program.report import write_report
+from program.runlog import logged
 from program.runs import RunFolder
 from program.summary import summarize
 from program.teacher import LabelTeacher
@@ -78,9 +78,10 @@ def compile(
                 teacher = LabelTeacher(index, train, config.k_passages)
                 teacher.set_lm(lm)
                 say(f"compiling {config.recipe!r} on {len(train)} questions, choosing on {len(val)}")
-                stages = run_recipe(
-                    program, config, build_adapter(), trainset=train, valset=val, teacher=teacher
-                )
+                with logged(run.folder / "compile.log"):
+                    stages = run_recipe(
+                        program, config, build_adapter(), trainset=train, valset=val, teacher=teacher
+                    )
                 for stage in stages[1:]:
                     scored = score_program(stage.program, test, stage.recipe, threads=config.threads, progress=progress)
                     run.append_scores(stage.recipe, scored)
@@ -176,6 +177,3 @@ def _keep(run: RunFolder, stages: list[Stage], best: Stage, scratch: Path) -> No
         shutil.copy(log, target / "training.json")
 
 
-def read_chosen(run: Path) -> str:
-    """The recipe of the program that a run kept."""
-    return json.loads((run / "summary.json").read_text(encoding="utf-8"))["chosen"]

@@ -1,7 +1,7 @@
 """The one config of `evergreen compile`: frozen, checked when made, saved with the run.
 
-One real row: `CompileConfig(corpus="CUADv1.json", lm="evergreen-base", recipe="p -> s", seed=0, out="runs/first")`. What
-is not handled here: whether the paths exist, and which steps a recipe's letters name (`program/recipes.py`).
+One real row: `CompileConfig(corpus="CUADv1.json", lm="evergreen-base", recipe="p -> s", seed=0, out="runs/first")`.
+Not handled here: whether the paths exist, and which steps a recipe's letters name (`program/recipes.py`).
 """
 
 import difflib
@@ -28,8 +28,8 @@ class CompileConfig:
 
     `corpus` and `test_corpus` are CUADv1-format files; without `test_corpus` the test contracts are split off `corpus`.
     `max_chars` bounds one passage, in characters; `max_contracts`, `max_train_questions` and `max_val_questions` take
-    everything where None; `threads` is how many questions are in flight; `quantize` is None or "nf4"; `max_tokens` bounds
-    one completion. Raises ConfigError.
+    everything where None; `threads` is how many questions are in flight; `quantize` is None or "nf4"; `max_tokens`
+    bounds one completion. Raises ConfigError.
     """
 
     corpus: str
@@ -121,6 +121,8 @@ def _check(config: CompileConfig) -> None:
         value = getattr(config, name)
         if not 0 < value < float("inf"):
             raise ConfigError(f"{name} is {value}; it must be a finite number above 0")
+    if config.quantize not in (None, "nf4"):
+        raise ConfigError(f"quantize is {config.quantize!r}; it must be nf4, or left out for full precision")
     if config.seed < 0:
         raise ConfigError(f"seed is {config.seed}; it must be 0 or more")
     if not _RECIPE.fullmatch(config.recipe):

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from program.plots import loss_plot, score_plot, stage_colour
+from program.recipes import STEPS
 from program.runs import Run, RunError, read_run, write_text
 from program.summary import SCORES, Row, summarize
 
@@ -104,6 +105,8 @@ def _context(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
         "run": run,
         "name": run.path.name if not run.path.name.startswith(".") else run.path.name[1:].removesuffix(".partial"),
         "stages": stages,
+        "chosen": summary.get("chosen"),
+        "steps": _step_words(run),
         "colours": {stage["stage"]: stage_colour(i) for i, stage in enumerate(stages)},
         "scores": SCORES,
         "labels": LABELS,
@@ -164,16 +167,26 @@ def _score_svg(stages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _loss_curves(folder: Path) -> dict[str, list[tuple[float, float]]]:
-    """The (step, loss) points of each training.json under the run, by the name of the folder it lies in."""
+    """The (step, loss) points of each training/ADAPTER/training.json of a run, by adapter."""
     curves = {}
-    for path in sorted(folder.rglob("training.json")):
+    # Not the whole folder: program/adapters/ holds copies of these files.
+    for path in sorted((folder / "training").glob("*/training.json")):
         try:
-            points = [(float(row["step"]), float(row["loss"])) for row in json.loads(path.read_text(encoding="utf-8"))]
+            history = json.loads(path.read_text(encoding="utf-8"))["history"]
+            points = [(float(row["step"]), float(row["loss"])) for row in history]
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path} is no list of {{step, loss}} rows ({error!r}); remove it or train again") from error
+            raise RunError(
+                f"{path} has no 'history' of {{step, loss}} rows ({error!r}); remove it or train again"
+            ) from error
         if points:
-            curves[str(path.parent.relative_to(folder))] = points
+            curves[path.parent.name] = points
     return curves
+
+
+def _step_words(run: Run) -> dict[str, str]:
+    """What each letter of the run's recipe stands for, in the recipe's order; a letter not known here is left out."""
+    letters = str(run.config.get("recipe", "")).split(" -> ")
+    return {letter: STEPS[letter] for letter in letters if letter in STEPS}
 
 
 def _percent(value: float | None) -> str:

@@ -3,7 +3,7 @@
 import re
 import tomllib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 
 from corpora.errors import CorpusError
@@ -86,7 +86,7 @@ def house_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")))
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_house(name: str) -> House:
     """Read and check one house; CorpusError names the clause and the rule that it breaks."""
     source = resources.files("corpora.synthetic") / "houses" / f"{name}.toml"
@@ -96,6 +96,9 @@ def load_house(name: str) -> House:
     missing = sorted(set(CATEGORIES) - set(IN_PREAMBLE) - set(raw["clauses"]))
     if missing:
         raise CorpusError(f"house {name!r} has no clause for {missing}; write one in houses/{name}.toml")
+    unknown = sorted(set(raw["clauses"]) - set(CATEGORIES))
+    if unknown:
+        raise CorpusError(f"house {name!r} has clauses for {unknown}, which nobody is asked; spell them as in CATEGORIES")
     clauses = tuple(
         Clause(clause["part"], clause["heading"], tuple(clause["texts"]), category)
         for category, clause in raw["clauses"].items()

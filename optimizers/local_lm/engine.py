@@ -7,6 +7,7 @@ Streaming gives the whole answer as one delta: a batch is decoded as a whole.
 """
 
 import asyncio
+import atexit
 import threading
 import time
 from collections import deque
@@ -103,14 +104,14 @@ class LocalEngine:
         """The answer's events, text in one delta."""
         yield from lm15.response_to_events(self.complete(request))
 
-    def close(self) -> None:
-        """Stop the dispatcher; the next request starts it again."""
+    def close(self, timeout_s: float = 60.0) -> None:
+        """Stop the dispatcher once it has answered what is queued; the next request starts another."""
         with self._starting:
             thread, self._thread = self._thread, None
             if thread is not None:
                 self._queue.put(None)
         if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout=60)
+            thread.join(timeout=timeout_s)
 
     def dump_state(self) -> dict[str, Any]:
         """What `load_state` needs to build the engine again; no weights, no secrets."""
@@ -135,8 +136,7 @@ class LocalEngine:
         chat = request_chat(request)
         row = self._row(request, encode_prompt(self.weights, chat))
         job = _Job(request, chat, row, adapter, Future())
-        self._start()
-        self._queue.put(job)
+        self._enqueue(job)
         return job.answer
 
     def score(self, messages: Chat, completions: Sequence[str], model: str | None = None) -> list[float]:
@@ -198,11 +198,16 @@ class LocalEngine:
             logprobs=config.logprobs,
         )
 
-    def _start(self) -> None:
+    def _enqueue(self, job: _Job) -> None:
         with self._starting:
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=_dispatch, args=(self,), name="local-lm", daemon=True)
+                # A queue of its own per thread: none takes another's farewell, no job comes after it.
+                self._queue = SimpleQueue()
+                self._thread = threading.Thread(
+                    target=_dispatch, args=(self, self._queue), name="local-lm", daemon=True
+                )
                 self._thread.start()
+            self._queue.put(job)
 
     def _run(self, jobs: list[_Job]) -> None:
         """Decode jobs of one adapter; on exhausted memory halve the batch, down to one."""
@@ -215,7 +220,8 @@ class LocalEngine:
             if not _out_of_memory(err):
                 raise
             if self.prefixes is not None:
-                self.prefixes.clear()
+                with self.weights.lock:
+                    self.prefixes.clear()
             if self.weights.device.type == "cuda":
                 torch.cuda.empty_cache()
             if len(jobs) == 1:
@@ -241,13 +247,13 @@ class LocalEngine:
                     job.answer.set_exception(err)
 
 
-def _dispatch(engine: LocalEngine) -> None:
+def _dispatch(engine: LocalEngine, queue: SimpleQueue) -> None:
     expected, last_s = 1, 0.0
     while True:
-        job = engine._queue.get()
+        job = queue.get()
         if job is None:
             return
-        jobs = _collect(engine._queue, job, expected, min(MAX_WAIT_S, max(MIN_WAIT_S, last_s / 5)))
+        jobs = _collect(queue, job, expected, min(MAX_WAIT_S, max(MIN_WAIT_S, last_s / 5)))
         closing = jobs[-1] is None
         jobs = [job for job in jobs if job is not None and job.answer.set_running_or_notify_cancel()]
         begun = time.perf_counter()
@@ -376,6 +382,13 @@ def shared_engine(
             engine.spec = spec
             _engines[key] = engine
         return engine
+
+
+@atexit.register
+def _stop_engines() -> None:
+    # A daemon thread inside torch while the interpreter goes down can take the process with it.
+    for engine in list(_engines.values()):
+        engine.close(timeout_s=5.0)
 
 
 def forget_engines() -> None:

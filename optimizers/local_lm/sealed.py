@@ -50,7 +50,7 @@ def check_seal(folder: Path) -> dict[str, Any]:
 
 
 def move_into_place(draft: Path, target: Path) -> None:
-    """Put the sealed `draft` where `target` is, or was: a reader finds the old folder or the new one."""
+    """Put the sealed `draft` in `target`'s place: a reader finds the old folder, for an instant none, then the new."""
     old = None
     if target.exists():
         old = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent)) / target.name

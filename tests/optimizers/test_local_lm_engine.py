@@ -262,6 +262,16 @@ def test_async_stream_and_close(lm):
     assert lm.engine.complete(request).message.text == expected
 
 
+def test_closing_while_callers_ask_leaves_none_of_them_waiting(lm):
+    request = ask(lm, "closing", max_tokens=2)
+    expected = lm.engine.complete(request).message.text
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(lm.engine.complete, request) for _ in range(20)]
+        for _ in range(5):
+            lm.engine.close()
+        assert [future.result(timeout=60).message.text for future in futures] == [expected] * 20
+
+
 def test_copies_share_the_engine_and_equal_descriptions_share_one(lm, folder, tmp_path):
     program = dspy.Predict("question -> answer")
     program.set_lm(lm)

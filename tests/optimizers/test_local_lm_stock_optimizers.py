@@ -2,11 +2,14 @@
 
 import dspy
 import pytest
+import torch
+from tokenizers import AddedToken
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimizers.local_lm import forget_engines, local_lm
 from optimizers.local_lm.tiny import write_tiny_model
 
-QUICK = {"epochs": 2, "batch_size": 4, "learning_rate": 2e-3, "progress": False, "rank": 4, "alpha": 8}
+QUICK = {"epochs": 1, "batch_size": 4, "learning_rate": 2e-3, "progress": False, "rank": 4, "alpha": 8}
 ANSWER = "[[ ## answer ## ]]\nyes\n\n[[ ## completed ## ]]"
 
 
@@ -20,33 +23,44 @@ class TwoSteps(dspy.Module):
         return self.second(statement=self.first(question=question).answer)
 
 
+def write_answering_model(folder):
+    """A model that answers ANSWER to anything, by construction: the answer is one token, which follows a line's end.
+
+    Attention and feed-forward add nothing to the residual stream, so the head sees the last token's embedding alone.
+    """
+    write_tiny_model(folder, hidden=64)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken(ANSWER, normalized=False)])
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.tie_word_embeddings = False
+    embeddings = torch.nn.functional.normalize(torch.randn(len(tokenizer), 64, generator=torch.manual_seed(0)), dim=-1)
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(embeddings))
+    line_end, answer = tokenizer.encode("\n")[0], tokenizer.encode(ANSWER)[0]
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(embeddings)
+        model.lm_head.weight[answer] = 2 * embeddings[line_end]
+        model.lm_head.weight[tokenizer.eos_token_id] = 2 * embeddings[answer]
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory):
-    """A tiny model that was taught, for a few seconds, to give one well-formed answer to anything."""
+def answering(tmp_path_factory):
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
-    folder = tmp_path_factory.mktemp("taught")
-    lm = local_lm(write_tiny_model(folder / "tiny", hidden=64), work_dir=folder / "work", max_tokens=64)
-    adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
-    rows = []
-    for predictor, inputs in [(TwoSteps().first, {"question": "q"}), (TwoSteps().second, {"statement": "yes"})]:
-        for i in range(4):
-            given = {key: f"{value} {i}" if key == "question" else value for key, value in inputs.items()}
-            chat = adapter.format(predictor.signature, [], given)
-            rows.append({"messages": [*chat, {"role": "assistant", "content": ANSWER}]})
-    job = lm.finetune(rows, "chat", {**QUICK, "epochs": 60, "learning_rate": 1e-2, "rank": 16, "alpha": 32})
-    result = job.result()
-    if isinstance(result, Exception):
-        raise result
-    with dspy.context(lm=result, adapter=adapter):
-        assert TwoSteps()(question="q 1").answer == "yes"
-    yield result
+    folder = tmp_path_factory.mktemp("answering")
+    yield local_lm(write_answering_model(folder / "tiny"), work_dir=folder / "work", max_tokens=16)
     forget_engines()
 
 
 @pytest.fixture
-def setting(taught):
-    with dspy.context(lm=taught, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False), num_threads=4):
-        yield taught
+def setting(answering):
+    with dspy.context(lm=answering, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False), num_threads=4):
+        yield answering
 
 
 def examples(count=6):
@@ -76,7 +90,8 @@ def test_bootstrap_few_shot_with_random_search(setting):
     )
     student = TwoSteps()
     better = search.compile(student, trainset=examples(3), valset=examples(2))
-    assert better.predictors()[0].demos
+    assert [candidate["score"] for candidate in better.candidate_programs] == [100.0] * 4
+    assert any(candidate["program"].predictors()[0].demos for candidate in better.candidate_programs)
 
 
 @pytest.mark.parametrize("multitask", [True, False])

@@ -240,7 +240,7 @@ def test_a_saved_program_answers_the_same_in_a_fresh_process(lm, folder, tmp_pat
         "print(repr([p.first.lm('Renews?')[0], p.second.lm('Renews?')[0]]))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(saved), str(tmp_path / "fresh")], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(saved), str(tmp_path / "fresh")], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().splitlines()[-1] == repr(expected)

@@ -7,13 +7,22 @@ from program.config import CompileConfig, ConfigError, load_config, to_json
 
 def test_file_then_overrides_then_defaults(tmp_path):
     path = tmp_path / "c.toml"
-    path.write_text('recipe = "p -> s -> a"\nsft_epochs = 2\nseed = 4\n')
+    path.write_text('corpus = "c.json"\nrecipe = "p -> s -> a"\nsft_epochs = 2\nseed = 4\n')
     config = load_config(path, {"seed": 7, "rank": None})
-    assert (config.recipe, config.sft_epochs, config.seed, config.rank) == ("p -> s -> a", 2.0, 7, CompileConfig().rank)
+    found = (config.corpus, config.recipe, config.sft_epochs, config.seed, config.rank)
+    assert found == ("c.json", "p -> s -> a", 2.0, 7, CompileConfig("c.json").rank)
+
+
+def test_a_corpus_has_to_be_given(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text("seed = 4\n")
+    with pytest.raises(ConfigError, match="--corpus"):
+        load_config(path, {"corpus": None})
 
 
 def test_the_saved_config_loads_equal(tmp_path):
-    config = CompileConfig(max_contracts=3, test_corpus="held-out.json")
+    given = {"test_corpus": "held-out.json", "max_contracts": 3, "max_val_questions": None, "quantize": "nf4"}
+    config = CompileConfig("c.json", **given)
     path = tmp_path / "config.json"
     path.write_text(to_json(config))
     assert load_config(path) == config
@@ -25,7 +34,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
     path.write_text('{"learning_rat": 1}')
     with pytest.raises(ConfigError, match="'learning_rat'; did you mean 'learning_rate'"):
         load_config(path)
-    with pytest.raises(ConfigError, match="'zzz'; known are lm"):
+    with pytest.raises(ConfigError, match="'zzz'; known are corpus"):
         load_config(None, {"zzz": 1})
 
 
@@ -40,6 +49,10 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
         ("learning_rate", float("nan")),
         ("sft_epochs", float("inf")),
         ("seed", -1),
+        ("max_tokens", 0),
+        ("max_train_questions", 0),
+        ("quantize", "int8"),
+        ("quantize", ""),
         ("recipe", "p->s"),
         ("recipe", "p -> "),
         ("lm", " "),
@@ -48,7 +61,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
 )
 def test_a_value_that_breaks_a_rule_is_named(key, value):
     with pytest.raises(ConfigError, match=key):
-        load_config(None, {key: value})
+        load_config(None, {"corpus": "c.json", key: value})
 
 
 @pytest.mark.parametrize(("name", "text"), [("c.yaml", "a: 1"), ("c.toml", "a = "), ("c.json", "[1]")])

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from modules.signatures import NOT_FOUND
+from program.recipes import STEPS
 from program.report import choose_questions, terminal_table, write_report
 from program.runs import RunError, RunFolder
 from program.summary import confidence_table, score_row, summarize
@@ -46,17 +47,21 @@ def _stage(stage, skill, contracts=4, errors=()):
     ]
 
 
-def _report(tmp_path, stages, status="complete", losses=None):
+def _report(tmp_path, stages, status="complete", losses=None, chosen=None, config=None):
     with RunFolder.start(tmp_path / "r") as run:
         rows = [row for stage in stages for row in stage]
         for stage in stages:
             run.append_scores(stage[0]["stage"], stage)
-        run.write_json("config.json", {"lm": "evergreen-base", "seed": 0})
-        run.write_json("summary.json", summarize(rows, resamples=200))
-        if losses is not None:
-            (run.folder / "program" / "training.json").write_text(json.dumps(losses))
+        run.write_json("config.json", {"lm": "evergreen-base", "seed": 0, "recipe": "p -> s"} | (config or {}))
+        run.write_json("summary.json", summarize(rows, resamples=200) | ({"chosen": chosen} if chosen else {}))
+        for place in ("training/sft-1a2b", "program/adapters/sft-1a2b") if losses is not None else ():
+            (run.folder / place).mkdir(parents=True)
+            (run.folder / place / "training.json").write_text(json.dumps(losses))
         place = run.finish(status, "it broke" if status != "complete" else "")
     return write_report(place).read_text()
+
+
+LOSSES = {"base": "local/x", "history": [{"step": i, "loss": 2 / (i + 1), "tokens": i, "seconds": i} for i in range(9)]}
 
 
 class _Balance(HTMLParser):
@@ -103,12 +108,12 @@ def test_quotes_beside_a_not_found_do_not_count():
 
 
 def test_comparisons_take_what_both_scored_and_are_not_doubled():
-    base, prompts, weights = _stage("base", 3), _stage("prompts", 5, errors=(0,)), _stage("weights", 7)
+    base, prompts, weights = _stage("base", 3), _stage("p", 5, errors=(0,)), _stage("p -> s", 7)
     summary = summarize(base + prompts + weights, resamples=200)
     assert list(dict.fromkeys((c["stage"], c["against"]) for c in summary["comparisons"])) == [
-        ("prompts", "base"),
-        ("weights", "prompts"),
-        ("weights", "base"),
+        ("p", "base"),
+        ("p -> s", "p"),
+        ("p -> s", "base"),
     ]
     first = summary["comparisons"][0]
     assert first["n"] == 28 and first["difference"] > 0
@@ -153,28 +158,28 @@ def test_confidence_bins_hold_their_ends():
 
 
 def test_chosen_questions_mix_gains_and_losses_whatever_the_order():
-    before, after = _stage("base", 4, contracts=8), _stage("weights", 4, contracts=8)
-    flipped = [_row("weights", r["contract_id"], r["category"], not r["exact_match"]) for r in _stage("base", 6, 8)]
+    before, after = _stage("base", 4, contracts=8), _stage("p -> s", 4, contracts=8)
+    flipped = [_row("p -> s", r["contract_id"], r["category"], not r["exact_match"]) for r in _stage("base", 6, 8)]
     chosen = choose_questions(before, flipped)
     changes = [new["exact_match"] - old["exact_match"] for old, new in chosen]
     assert (changes.count(1.0), changes.count(-1.0)) == (5, 5)
     assert choose_questions(before[::-1], flipped[::-1]) == chosen
     assert len(choose_questions(before, after)) == 10  # unchanged ones fill up
-    assert choose_questions(before, _stage("weights", 4, 8, errors=range(8))) == []
+    assert choose_questions(before, _stage("p -> s", 4, 8, errors=range(8))) == []
     assert choose_questions(_stage("base", 4, 8, errors=range(8)), after) == []
 
 
 def test_few_losses_leave_their_places_to_gains():
     before = [_row("base", "c", str(i), i == 0) for i in range(12)]
-    after = [_row("weights", "c", str(i), i != 0) for i in range(12)]
+    after = [_row("p -> s", "c", str(i), i != 0) for i in range(12)]
     changes = [new["exact_match"] - old["exact_match"] for old, new in choose_questions(before, after)]
     assert (changes.count(1.0), changes.count(-1.0)) == (9, 1)
 
 
 def test_the_page_stands_alone_and_escapes_contract_text(tmp_path):
-    stages = [_stage("base", 3), _stage("prompts", 5, errors=(1,)), _stage("weights", 7)]
-    page = _report(tmp_path, stages, losses=[{"step": i, "loss": 2 / (i + 1)} for i in range(9)])
-    assert page.count("<svg") == 2
+    stages = [_stage("base", 3), _stage("p", 5, errors=(1,)), _stage("p -> s", 7)]
+    page = _report(tmp_path, stages, losses=LOSSES)
+    assert page.count("<svg") == 2 and page.count("sft-1a2b") == 1  # the program's own copy is not drawn again
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "<b>Ohio" not in page and "laws of &lt;b&gt;Ohio" in page
     assert not re.search(r"""(src|href)=["']?(https?:)?//|url\(["']?http|@import""", page)
@@ -190,8 +195,8 @@ def test_the_page_stands_alone_and_escapes_contract_text(tmp_path):
     [
         ([], "No stage has been scored"),
         ([_stage("base", 3)], "1 stage: base"),
-        ([_stage("base", 3, contracts=1), _stage("prompts", 5, contracts=1)], "one contract only"),
-        ([_stage("base", 3), _stage("prompts", 5, errors=range(8))], "0 / 32"),
+        ([_stage("base", 3, contracts=1), _stage("p", 5, contracts=1)], "one contract only"),
+        ([_stage("base", 3), _stage("p", 5, errors=range(8))], "0 / 32"),
     ],
 )
 def test_thin_runs_still_give_a_page(tmp_path, stages, says):
@@ -201,17 +206,36 @@ def test_thin_runs_still_give_a_page(tmp_path, stages, says):
 
 
 def test_the_same_run_gives_the_same_page(tmp_path):
-    stages = [_stage("base", 3), _stage("weights", 7)]
+    stages = [_stage("base", 3), _stage("p -> s", 7)]
     assert _report(tmp_path / "a", stages) == _report(tmp_path / "b", stages)
 
 
-def test_damaged_losses_are_named(tmp_path):
+@pytest.mark.parametrize("losses", [{"history": [{"step": 1}]}, {"base": "local/x"}, [{"step": 1, "loss": 2.0}]])
+def test_damaged_losses_are_named(tmp_path, losses):
     with pytest.raises(RunError, match="training.json"):
-        _report(tmp_path, [_stage("base", 3)], losses=[{"step": 1}])
+        _report(tmp_path, [_stage("base", 3)], losses=losses)
+
+
+def test_a_training_without_a_step_has_no_curve(tmp_path):
+    page = _report(tmp_path, [_stage("base", 3)], losses={"history": []})
+    assert "Training loss" not in page
+
+
+def test_the_header_says_what_was_kept_and_what_the_steps_are(tmp_path):
+    stages = [_stage("base", 3), _stage("p", 5), _stage("p -> s", 7)]
+    page = _report(tmp_path / "a", stages, chosen="p -> s")
+    assert "the program after p -&gt; s (best on the validation contracts)" in page
+    assert STEPS["p"] in page and STEPS["s"] in page
+    page = _report(tmp_path / "b", stages, chosen="base", config={"recipe": "s"})
+    assert "base, the program before any step (best on" in page
+    assert STEPS["p"] not in page and STEPS["s"] in page
+    page = _report(tmp_path / "c", stages, chosen="p", config={"run": "runs/first"})
+    assert "the program after p (of the run runs/first)" in page
+    assert "<dt>kept</dt>" not in _report(tmp_path / "d", stages)
 
 
 def test_terminal_table_shows_scores_and_gaps():
-    table = terminal_table(summarize(_stage("base", 4) + _stage("prompts", 8, errors=range(8)), resamples=200))
+    table = terminal_table(summarize(_stage("base", 4) + _stage("p", 8, errors=range(8)), resamples=200))
     assert (
         "base" in table
         and "Exact match, all questions" in table

@@ -1,0 +1,181 @@
+"""The command line: `evergreen compile | evaluate | ask | generate | demo`. Thin: each command calls one function."""
+
+import logging
+import os
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Set before any library reads them: nothing here may reach for a hub, a tokenizer fork or a telemetry host.
+for _name, _value in {
+    "TOKENIZERS_PARALLELISM": "false",
+    "ANONYMIZED_TELEMETRY": "False",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Contract review that compiles its own prompts and weights.")
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a complete run; the old one is kept as NAME.previous.")]
+
+
+@app.command()
+def compile(
+    corpus: Annotated[Path | None, typer.Option(help="Labelled contracts, CUADv1-format JSON.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Contracts to score on; default: a fifth of the corpus.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML or JSON with any of the config's keys.")] = None,
+    lm: Annotated[str | None, typer.Option(help="evergreen-base, a model folder, or a hub id.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Steps: p prompts, s weights; as in 'p -> s'.")] = None,
+    max_contracts: Annotated[int | None, typer.Option(help="Read only so many contracts of the corpus.")] = None,
+    max_train_questions: Annotated[int | None, typer.Option(help="Questions to train on.")] = None,
+    max_val_questions: Annotated[int | None, typer.Option(help="Questions to choose on.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="nf4: 4-bit base (QLoRA).")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    threads: Annotated[int | None, typer.Option(help="Questions in flight.")] = None,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Compile prompts and weights on a corpus, and score before and after."""
+    _quiet()
+    from program.compile import compile as run_compile
+    from program.config import load_config
+
+    given = {
+        "corpus": _text(corpus), "test_corpus": _text(test), "out": out, "lm": lm, "recipe": recipe, "seed": seed,
+        "max_contracts": max_contracts, "max_train_questions": max_train_questions,
+        "max_val_questions": max_val_questions, "quantize": quantize, "threads": threads,
+    }  # fmt: skip
+    result = run_compile(load_config(config, given), overwrite=overwrite, command=_command())
+    _show(result)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder that `evergreen compile` left.")],
+    corpus: Annotated[Path, typer.Option(help="Labelled contracts, CUADv1-format JSON; the run need not know them.")],
+    out: Annotated[str | None, typer.Option(help="Folder of this evaluation; default: RUN-on-CORPUS.")] = None,
+    max_contracts: Annotated[int | None, typer.Option(help="Read only so many contracts.")] = None,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Score a compiled program, beside its uncompiled base, on contracts it has never seen."""
+    _quiet()
+    from program.evaluate_run import evaluate_run
+
+    place = Path(out) if out else run.with_name(f"{run.name}-on-{corpus.stem}")
+    _show(evaluate_run(run, corpus, place, max_contracts=max_contracts, overwrite=overwrite, command=_command()))
+
+
+@app.command()
+def ask(
+    run: Annotated[Path, typer.Argument(help="A run folder that `evergreen compile` left.")],
+    question: Annotated[str, typer.Argument(help="A question, or one of CUAD's category names.")],
+    contract: Annotated[str | None, typer.Option(help="Id of one contract of the run's index; default: all.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Ask a compiled program about the contracts of its run."""
+    _quiet()
+    from program.evaluate_run import ask_run
+
+    answer = ask_run(run, question, contract)
+    confidence = "unknown" if answer.confidence is None else f"{answer.confidence:.2f}"
+    typer.echo(f"{answer.answer}    (confidence {confidence})")
+    for quote in answer.quotes:
+        typer.echo(f'  "{quote.text}"\n    {quote.contract_id}, characters {quote.start} to {quote.end}')
+
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Argument(help="The CUADv1-format JSON file to write.")],
+    house: Annotated[list[str] | None, typer.Option(help="Drafting house, again for more; default: all.")] = None,
+    contracts: Annotated[int, typer.Option(min=1, help="How many contracts.")] = 100,
+    seed: Annotated[int, typer.Option()] = 0,
+    debug: Debug = False,
+) -> None:
+    """Write contracts with labels, all of them invented."""
+    from corpora.cuad import write_cuad
+    from corpora.synthetic import house_names, write_corpus
+
+    corpus = write_corpus(house or house_names(), contracts, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_cuad(corpus, out)
+    found = sum(bool(label.spans) for label in corpus.labels)
+    typer.echo(f"{out}: {len(corpus.contracts)} contracts, {len(corpus.labels)} questions, {found} with an answer")
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="Seed of contracts, samples and training.")] = 0,
+    house: Annotated[str, typer.Option(help="The drafting house to learn; the base has not seen " + "greyfriars, juniper, lindqvist.")] = "juniper",
+    out: Annotated[str, typer.Option(help="Folder of the run.")] = "runs/demo",
+    debug: Debug = False,
+) -> None:
+    """See a program get better: contracts of a house the base has not seen, compiled and scored in minutes."""
+    _quiet()
+    from program.demo import run_demo
+
+    _show(run_demo(Path(out), house=house, seed=seed, command=_command()))
+
+
+def main() -> None:
+    """Entry point: exit code 2 for wrong use, 1 for a failure, 130 for Ctrl-C; one line says what to do."""
+    debug = "--debug" in sys.argv
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        _leave("stopped; what was finished is kept in the run folder, marked partial", 130)
+    except Exception as error:
+        if debug:
+            raise
+        from corpora.errors import CorpusError
+        from program.config import ConfigError
+
+        _leave(f"{error or type(error).__name__}", 2 if isinstance(error, ConfigError | CorpusError) else 1)
+
+
+def _show(result: object) -> None:
+    from program.report import terminal_table
+
+    typer.echo(terminal_table(result.summary))
+    for row in result.summary["comparisons"]:
+        if row["against"] == "base" and row["score"] == "exact_match":
+            bounds = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+            typer.echo(f"{row['stage']}: {100 * row['difference']:+.1f} points of exact match over the base, 95% {bounds}")
+    typer.echo(f"kept: {result.recipe or 'base'}   report: {result.path / 'report.html'}   {result.seconds:.0f} s")
+
+
+def _quiet() -> None:
+    """Library chatter off: progress bars and our own lines remain."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for name in ("transformers", "trl", "chromadb", "httpx", "LiteLLM", "sentence_transformers", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # of loading weights, once per model
+    import dspy
+
+    # A run that is answered from an earlier run's cache would report that run's times as its own.
+    dspy.configure_cache(enable_disk_cache=False)
+
+
+def _leave(line: str, code: int) -> None:
+    sys.stderr.write(f"evergreen: {' '.join(line.split())}\n")
+    raise SystemExit(code)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _command() -> str:
+    return shlex.join(["evergreen", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+import dspy
+import pytest
+
+from corpora.types import Contract, Corpus, Label, Passage, Question, Span
+from modules.retriever import Hit
+from modules.signatures import NOT_FOUND
+from program.examples import sample_examples, to_examples
+from program.teacher import LabelTeacher, teaches
+
+TEXT = "Between Alder\nFoods Inc. and Birch Ltd. The laws of Ohio govern."
+NAMES = ("Alder\nFoods Inc.", "Birch Ltd.")
+
+
+def _label(category, quotes=(), answer=None):
+    spans = tuple(Span(TEXT.index(quote), TEXT.index(quote) + len(quote)) for quote in quotes)
+    return Label(Question(f"c__{category}", "c", category, f"{category}?"), spans, answer)
+
+
+CORPUS = Corpus(
+    "made",
+    (Contract("c", TEXT),),
+    (_label("Parties", NAMES), _label("Law", ["The laws of Ohio govern."], "Ohio"), _label("Term")),
+)
+EXAMPLES = to_examples(CORPUS)
+
+
+class Shown:
+    """An index that gives the stretches of TEXT it was made with, whatever is asked."""
+
+    def __init__(self, *stretches):
+        self.hits = [Hit(Passage(f"c:{a}", "c", a, b, TEXT[a:b]), 1.0) for a, b in stretches]
+
+    def search(self, query, k, contract_id):
+        return tuple(self.hits[:k])
+
+
+def teach(category, *stretches, examples=EXAMPLES):
+    teacher = LabelTeacher(Shown(*stretches), examples)
+    (example,) = [example for example in EXAMPLES if example.category == category]
+    with dspy.context(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
+        return example, teacher(**example.inputs())
+
+
+def test_labels_become_examples():
+    parties, law, term = EXAMPLES
+    assert (parties.answer, parties.quotes) == ("Alder\nFoods Inc., Birch Ltd.", list(NAMES))
+    assert (law.answer, law.found, law.question_id) == ("Ohio", True, "c__Law")
+    assert (term.answer, term.quotes, term.found) == (NOT_FOUND, [], False)
+    assert set(law.inputs().keys()) == {"question", "contract_id"}
+
+
+def test_the_teacher_says_the_label():
+    example, said = teach("Law", (0, 30), (30, len(TEXT)))
+    assert (said.answer, [quote.text for quote in said.quotes]) == ("Ohio", ["The laws of Ohio govern."])
+    assert teaches(example, said)
+    example, said = teach("Parties", (0, len(TEXT)))
+    assert said.answer == "Alder Foods Inc., Birch Ltd." and [quote.text for quote in said.quotes] == list(NAMES)
+    assert teaches(example, said)
+
+
+def test_only_quotes_that_were_retrieved_are_taught():
+    example, said = teach("Parties", (24, len(TEXT)))
+    assert (said.answer, [quote.text for quote in said.quotes]) == ("Birch Ltd.", ["Birch Ltd."])
+    assert said.n_dropped_quotes == 0 and teaches(example, said)
+
+
+def test_a_trace_whose_gold_was_not_retrieved_is_refused():
+    example, said = teach("Law", (0, 30))
+    assert (said.answer, said.found) == (NOT_FOUND, False)
+    assert not teaches(example, said)
+
+
+def test_absence_is_taught_and_only_where_it_is_so():
+    example, said = teach("Term", (0, 30))
+    assert (said.answer, said.found) == (NOT_FOUND, False) and teaches(example, said)
+    assert not teaches(example, dspy.Prediction(found=True, readable=True))
+    law = EXAMPLES[1]
+    assert not teaches(law, dspy.Prediction(found=True, readable=False))  # unreadable counts as found
+
+
+def test_a_question_without_a_label_is_an_error():
+    with pytest.raises(KeyError, match="Law"):
+        teach("Law", (0, 30), examples=EXAMPLES[:1])
+
+
+def _pool(n_found, n_absent):
+    return [dspy.Example(n=i, found=i < n_found) for i in range(n_found + n_absent)]
+
+
+@pytest.mark.parametrize(
+    ("n_found", "n_absent", "n", "wanted"),
+    [(10, 30, 10, 5), (10, 30, 30, 10), (10, 30, 38, 10), (30, 5, 20, 15), (10, 30, 1, 0), (0, 9, 4, 0), (9, 0, 4, 4)],
+)
+def test_samples_are_balanced_as_far_as_there_are_such(n_found, n_absent, n, wanted):
+    drawn = sample_examples(_pool(n_found, n_absent), n, seed=0)
+    assert len({example.n for example in drawn}) == len(drawn) == n
+    assert sum(example.found for example in drawn) == wanted
+
+
+def test_a_sample_depends_on_its_seed_alone_and_none_takes_all():
+    pool = _pool(10, 30)
+    assert sample_examples(pool, 8, seed=1) == sample_examples(pool, 8, seed=1) != sample_examples(pool, 8, seed=2)
+    assert sample_examples(pool, None, seed=1) == sample_examples(pool, 99, seed=1) == pool
