@@ -30,7 +30,6 @@ from modules.signatures import (
     number_passages,
 )
 
-K_PASSAGES = (2, 3, 4, 4, 4)
 _ADAPTER = dspy.ChatAdapter()
 _VECTORS = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), n_features=2**14, norm="l2", alternate_sign=False)
 _CUT = "\x00cut\x00"
@@ -104,10 +103,12 @@ def retrieve(sheet: Sheet, index: int, k: int, rng: Random, *, force: float = 0.
     return sorted({*order[:k], *opening}, key=lambda p: p.start)
 
 
-def review_tree(tokenizer: PreTrainedTokenizerBase, sheet: Sheet, rng: Random, *, max_tokens: int, k: int | None = None, demo: Sheet | None = None) -> Tree:
+def review_tree(
+    tokenizer: PreTrainedTokenizerBase, sheet: Sheet, rng: Random, *, max_tokens: int, k: int, demo: Sheet | None = None
+) -> Tree:
     """Passages once, then as many questions about them as fit; about half of the questions are answered there."""
     anchor = _draw_index(sheet, rng)
-    passages = retrieve(sheet, anchor, k or rng.choice(K_PASSAGES), rng)
+    passages = retrieve(sheet, anchor, k, rng)
     demos = []
     if demo is not None:
         index = _draw_index(demo, rng)

@@ -34,7 +34,7 @@ SHEETS_A_BLOCK = 30
 class PretrainConfig:
     """One dial, `steps`; widths and rates were chosen on the first thousand steps (benchmarks/LOG.md)."""
 
-    steps: int = 4400
+    steps: int = 5400
     seed: int = 0
     rows_a_step: int = 6
     tokens_a_row: int = 768
@@ -54,7 +54,12 @@ def known_houses() -> tuple[str, ...]:
 
 def drill_share(progress: float) -> float:
     """Share of copying drills: most at first, some to the end."""
-    return 0.85 if progress < 0.12 else 0.3 if progress < 0.3 else 0.08
+    return 0.85 if progress < 0.12 else 0.3 if progress < 0.55 else 0.1
+
+
+def passages_shown(progress: float) -> tuple[int, ...]:
+    """How many passages a review may show besides the opening, to draw from: few while copying is being learnt."""
+    return (1, 2, 2, 3, 4) if progress < 0.55 else (2, 3, 4, 4, 4)
 
 
 def block_batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, block: int) -> list[Batch]:
@@ -69,7 +74,7 @@ def block_batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, bl
         n_rows, n_tokens = (config.rows_a_step // 2, config.tokens_a_row * 2) if long else (config.rows_a_step, config.tokens_a_row)
         trees, drawn = [], 0
         while drawn < n_rows * n_tokens * 1.3:
-            tree = _draw_tree(tokenizer, sheets, rng, drill_share(progress), config.tokens_a_row, n_tokens if long else None)
+            tree = _draw_tree(tokenizer, sheets, rng, progress, config.tokens_a_row, n_tokens if long else None)
             if tree is not None and tree.branches:
                 trees.append(tree)
                 drawn += len(tree)
@@ -77,11 +82,13 @@ def block_batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, bl
     return batches
 
 
-def _draw_tree(tokenizer, sheets, rng: Random, drills: float, n_tokens: int, long_tokens: int | None) -> rows.Tree | None:
+def _draw_tree(tokenizer, sheets, rng: Random, progress: float, n_tokens: int, long_tokens: int | None) -> rows.Tree | None:
     sheet, other = rng.sample(sheets, 2)
-    if rng.random() < drills * 3:  # drills are about a third as long as the rest
-        if rng.random() < drills:
-            return rows.drill_tree(tokenizer, sheet, other, rng, max_tokens=n_tokens)
+    drills = drill_share(progress)
+    # A drill is about a third as long as the rest, and the share is one of tokens.
+    if rng.random() < 3 * drills / (1 + 2 * drills):
+        return rows.drill_tree(tokenizer, sheet, other, rng, max_tokens=n_tokens)
+    k_passages = rng.choice(passages_shown(progress))
     kind = rng.random()
     if kind < 0.15:
         return rows.write_tree(tokenizer, sheet, rng, max_tokens=n_tokens)
@@ -91,8 +98,8 @@ def _draw_tree(tokenizer, sheets, rng: Random, drills: float, n_tokens: int, lon
         house = sheet.contract.id.split("-")[0]
         alike = [s for s in sheets if s is not sheet and s.contract.id.split("-")[0] == house]
         demo = rng.choice(alike) if alike else other
-        return rows.review_tree(tokenizer, sheet, rng, max_tokens=long_tokens, demo=demo)
-    return rows.review_tree(tokenizer, sheet, rng, max_tokens=rng.choice((640, n_tokens)))
+        return rows.review_tree(tokenizer, sheet, rng, max_tokens=long_tokens, k=k_passages, demo=demo)
+    return rows.review_tree(tokenizer, sheet, rng, max_tokens=rng.choice((640, n_tokens)), k=k_passages)
 
 
 def prefetch(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, step: int) -> Iterator[Batch]:

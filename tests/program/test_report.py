@@ -217,12 +217,12 @@ def test_damaged_losses_are_named(tmp_path, losses):
 
 
 def test_a_training_without_a_step_has_no_curve(tmp_path):
-    page = _report(tmp_path, [_stage("base", 3)], losses={"history": []})
+    page = _report(tmp_path, [_stage("base", 3, contracts=1)], losses={"history": []})
     assert "Training loss" not in page
 
 
 def test_the_header_says_what_was_kept_and_what_the_steps_are(tmp_path):
-    stages = [_stage("base", 3), _stage("p", 5), _stage("p -> s", 7)]
+    stages = [_stage("base", 3, contracts=1)]
     page = _report(tmp_path / "a", stages, chosen="p -> s")
     assert "the program after p -&gt; s (best on the validation contracts)" in page
     assert STEPS["p"] in page and STEPS["s"] in page

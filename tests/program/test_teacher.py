@@ -2,7 +2,6 @@ import dspy
 import pytest
 
 from corpora.types import Contract, Corpus, Label, Passage, Question, Span
-from modules.retriever import Hit
 from modules.signatures import NOT_FOUND
 from program.examples import sample_examples, to_examples
 from program.teacher import LabelTeacher, teaches
@@ -24,18 +23,11 @@ CORPUS = Corpus(
 EXAMPLES = to_examples(CORPUS)
 
 
-class Shown:
-    """An index that gives the stretches of TEXT it was made with, whatever is asked."""
-
-    def __init__(self, *stretches):
-        self.hits = [Hit(Passage(f"c:{a}", "c", a, b, TEXT[a:b]), 1.0) for a, b in stretches]
-
-    def search(self, query, k, contract_id):
-        return tuple(self.hits[:k])
-
-
 def teach(category, *stretches, examples=EXAMPLES):
-    teacher = LabelTeacher(Shown(*stretches), examples)
+    """The example of a category, and what its teacher says when these stretches of TEXT were retrieved."""
+    passages = [Passage(f"c:{start}", "c", start, end, TEXT[start:end]) for start, end in stretches]
+    teacher = LabelTeacher(None, examples)
+    teacher.retrieve = lambda question, contract_id: dspy.Prediction(passages=passages)
     (example,) = [example for example in EXAMPLES if example.category == category]
     with dspy.context(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
         return example, teacher(**example.inputs())
