@@ -136,6 +136,11 @@ def _load(name: str, folder: Path, quantize: str | None, device: torch.device, d
         raise ModelError(f"the weights of {name!r} cannot be loaded: {err}") from err
     if quantize is None:
         model.to(device)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes would repack a CPU weight when it first serves, for a kernel that has no gradient, and never
+            # pack it back: an adapter trained after that would learn, silently, without what flows through the base.
+            module.support_avx512bf16_for_cpu = False
     model.requires_grad_(False)
     model.eval()
     digest = folder_digest(folder)

@@ -98,6 +98,19 @@ def test_training_lowers_the_loss_and_leaves_the_base_as_it_was(kind, tmp_path):
     assert weights.peft is not None
 
 
+def test_nf4_on_the_cpu_serves_and_trains_with_gradients_through_the_base(tmp_path):
+    folder = write_tiny_model(tmp_path / "tiny", hidden=64)
+    lm = local_lm(folder, quantize="nf4", device="cpu", work_dir=tmp_path, max_tokens=4)
+    before = lm.engine.score(CHAT, ["yes indeed"])
+    quantized = [m for m in lm.engine.weights.model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    assert len(quantized) == 14  # seven linear layers in each of two blocks
+    assert not any(getattr(m.weight.quant_state, "packing_format_for_cpu", False) for m in quantized)
+    tuned = train(lm)
+    assert lm.engine.score(CHAT, ["yes indeed"]) == before
+    assert lm.engine.score(CHAT, ["yes indeed"], tuned.model)[0] > before[0] + 1
+    assert lm.model != local_lm(folder, work_dir=tmp_path).model
+
+
 def test_base_and_adapters_are_served_side_by_side(lm):
     one = train(lm)
     two = train(lm, [{"prompt": "Renews?", "completion": "never"}] * 8)
