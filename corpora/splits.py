@@ -104,7 +104,7 @@ def subset(corpus: Corpus, contract_ids: Iterable[str], *, name: str | None = No
     """The named contracts and their labels, in the corpus's order; CorpusError for an id it does not hold."""
     wanted, held = set(contract_ids), {contract.id for contract in corpus.contracts}
     for contract_id in sorted(wanted - held):
-        near = get_close_matches(contract_id, held, n=3)
+        near = get_close_matches(contract_id, sorted(held), n=3, cutoff=0.4)
         raise CorpusError(
             f"{corpus.name!r} has no contract {contract_id!r}; near it: {', '.join(near) or 'none'}. Correct the id."
         )

@@ -45,17 +45,23 @@ def read_verdict(said: str) -> str:
 
 
 def likelihood_margin(
-    score: Score, adapter: dspy.ChatAdapter, question: str, passages: Sequence[Passage], quotes: str, answers: tuple[str, str]
+    score: Score,
+    adapter: dspy.ChatAdapter,
+    question: str,
+    passages: Sequence[Passage],
+    quotes: str,
+    answers: tuple[str, str],
 ) -> float:
     """log P(first answer) − log P(second), in nats, each under the reviewer's prompt and behind the same quotes.
 
-    `score(messages, completions)` gives the log probability of each completion (a local LM's `engine.score`); `quotes` is the
-    reviewer's own `quotes` field for the question. Above 0 the first answer is the better one.
+    `score(messages, completions)` gives the log probability of each completion (a local LM's `engine.score`);
+    `quotes` is the reviewer's own `quotes` field for the question. Above 0 the first answer is the better one.
     """
     inputs = {"passages": number_passages([p.text for p in passages]), "question": question}
     messages = adapter.format(ReviewPassages, demos=[], inputs=inputs)
     completions = [
-        adapter.format_assistant_message_content(ReviewPassages, {"quotes": quotes, "answer": answer}) for answer in answers
+        adapter.format_assistant_message_content(ReviewPassages, {"quotes": quotes, "answer": answer})
+        for answer in answers
     ]
     first, second = score(messages, completions)
     return first - second

@@ -21,7 +21,8 @@ class Reviewer(dspy.Module):
     def forward(self, question: str, passages: Sequence[Passage], **call: object) -> dspy.Prediction:
         """`Prediction(answer, quotes, found, confidence, readable, n_dropped_quotes)`.
 
-        `quotes` is a tuple of `Quote` with offsets into the contract; a quote that is not in the passages is dropped and
+        `quotes` is a tuple of `Quote` with offsets into the contract; a quote that is not in the passages is dropped
+        and
         counted. `confidence` is the probability of the least certain token of the completion, in [0, 1], None where the
         LM gives no log probabilities. An answer without any quote has confidence 0. A completion that cannot be read is
         `readable=False` with the answer "": wrong, and never "not in this contract". `call` goes to `dspy.Predict`.
@@ -31,9 +32,7 @@ class Reviewer(dspy.Module):
         try:
             said = self.predict(passages=number_passages([p.text for p in passages]), question=question, **call)
         except AdapterParseError:
-            return dspy.Prediction(
-                answer="", quotes=(), found=True, confidence=0.0, readable=False, n_dropped_quotes=0
-            )
+            return dspy.Prediction(answer="", quotes=(), found=True, confidence=0.0, readable=False, n_dropped_quotes=0)
         answer = " ".join((said.answer or "").split())
         confidence = least_certain(said)
         if is_absent(answer):

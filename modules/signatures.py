@@ -10,7 +10,7 @@ NO_QUOTE = "none"
 
 
 class ReviewPassages(dspy.Signature):
-    """Answer the question from the passages of a contract, quoting it word for word, or say that it is not in this contract."""
+    """Answer the question from the passages of a contract, quoting it word for word, or say that it is not in this contract."""  # noqa: E501
 
     passages: str = dspy.InputField(desc="numbered passages of one contract")
     question: str = dspy.InputField(desc="what the reviewer asks")

@@ -1,7 +1,11 @@
-"""Supervised fine-tuning as a DSPy optimizer: stock BootstrapFinetune, with the teacher put into the student's prompts."""
+"""Supervised fine-tuning as a DSPy optimizer: stock BootstrapFinetune, its teacher under the student's prompts."""
+
+from typing import Any
 
 import dspy
 from dspy.teleprompt import BootstrapFinetune
+
+from optimizers.local_lm.provider import LocalProvider
 
 
 class InstructTune(BootstrapFinetune):
@@ -14,10 +18,22 @@ class InstructTune(BootstrapFinetune):
     def compile(
         self, student: dspy.Module, trainset: list[dspy.Example], teacher: dspy.Module | list[dspy.Module] | None = None
     ) -> dspy.Module:
-        """As BootstrapFinetune.compile; the teacher's signatures and demonstrations are overwritten by the student's."""
+        """As BootstrapFinetune.compile; the teacher's signatures and demonstrations become the student's."""
         teachers = teacher if isinstance(teacher, list) else [teacher]
         for each in teachers:
             for theirs, own in zip(each.predictors() if each else [], student.predictors(), strict=False):
                 theirs.signature = own.signature
                 theirs.demos = [] if self.exclude_demos else own.demos
         return super().compile(student, trainset=trainset, teacher=teacher)
+
+    @staticmethod
+    def finetune_lms(finetune_dict: dict[Any, dict[str, Any]]) -> dict[Any, dspy.LM]:
+        """As BootstrapFinetune.finetune_lms; Ctrl-C ends the training too, which would run on in its thread to its end."""
+        providers = [job["lm"].provider for job in finetune_dict.values()]
+        try:
+            return BootstrapFinetune.finetune_lms(finetune_dict)
+        except KeyboardInterrupt:
+            for provider in providers:
+                if isinstance(provider, LocalProvider):
+                    provider.stop()
+            raise

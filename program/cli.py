@@ -18,9 +18,13 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Contract review that compiles its own prompts and weights.")
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Contract review that compiles its own prompts and weights."
+)
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a complete run; the old one is kept as NAME.previous.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a complete run; the old one is kept as NAME.previous.")
+]
 
 
 @app.command()
@@ -41,8 +45,6 @@ def compile(
     debug: Debug = False,
 ) -> None:
     """Compile prompts and weights on a corpus, and score before and after."""
-    _quiet()
-    from program.compile import compile as run_compile
     from program.config import load_config
 
     given = {
@@ -50,8 +52,12 @@ def compile(
         "max_contracts": max_contracts, "max_train_questions": max_train_questions,
         "max_val_questions": max_val_questions, "quantize": quantize, "threads": threads,
     }  # fmt: skip
-    result = run_compile(load_config(config, given), overwrite=overwrite, command=_command())
-    _show(result)
+    resolved = load_config(config, given)
+    _require_files(resolved.corpus, resolved.test_corpus)
+    _quiet()
+    from program.compile import compile as run_compile
+
+    _show(run_compile(resolved, overwrite=overwrite, command=_command()))
 
 
 @app.command()
@@ -64,10 +70,14 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Score a compiled program, beside its uncompiled base, on contracts it has never seen."""
+    from program.runs import read_run
+
+    read_run(run)
+    _require_files(str(corpus))
     _quiet()
     from program.evaluate_run import evaluate_run
 
-    place = Path(out) if out else run.with_name(f"{run.name}-on-{corpus.stem}")
+    place = Path(out) if out else run.absolute().with_name(f"{run.absolute().name}-on-{corpus.stem}")
     _show(evaluate_run(run, corpus, place, max_contracts=max_contracts, overwrite=overwrite, command=_command()))
 
 
@@ -79,6 +89,9 @@ def ask(
     debug: Debug = False,
 ) -> None:
     """Ask a compiled program about the contracts of its run."""
+    from program.runs import read_run
+
+    read_run(run)
     _quiet()
     from program.evaluate_run import ask_run
 
@@ -111,11 +124,17 @@ def generate(
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(help="Seed of contracts, samples and training.")] = 0,
-    house: Annotated[str, typer.Option(help="The drafting house to learn; the base has not seen " + "greyfriars, juniper, lindqvist.")] = "juniper",
+    house: Annotated[
+        str,
+        typer.Option(help="The drafting house to learn; the base has not seen " + "greyfriars, juniper, lindqvist."),
+    ] = "juniper",
     out: Annotated[str, typer.Option(help="Folder of the run.")] = "runs/demo",
     debug: Debug = False,
 ) -> None:
     """See a program get better: contracts of a house the base has not seen, compiled and scored in minutes."""
+    from corpora.synthetic import load_house
+
+    load_house(house)
     _quiet()
     from program.demo import run_demo
 
@@ -127,15 +146,37 @@ def main() -> None:
     debug = "--debug" in sys.argv
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt:
-        _leave("stopped; what was finished is kept in the run folder, marked partial", 130)
+    except (KeyboardInterrupt, SystemExit) as leaving:
+        # Typer turns Ctrl-C into an exit of its own, without a word.
+        if isinstance(leaving, SystemExit) and leaving.code != 130:
+            raise
+        _leave("stopped; a run keeps the stages it had scored, marked partial, and an earlier complete run stays", 130)
     except Exception as error:
         if debug:
             raise
         from corpora.errors import CorpusError
         from program.config import ConfigError
 
-        _leave(f"{error or type(error).__name__}", 2 if isinstance(error, ConfigError | CorpusError) else 1)
+        _leave(_said(error), 2 if isinstance(error, ConfigError | CorpusError) else 1)
+
+
+def _require_files(*paths: str | None) -> None:
+    """Refuse a missing corpus at once: the libraries take seconds to load, and would load only to say so."""
+    from corpora.errors import CorpusError
+
+    for path in paths:
+        if path is not None and not Path(path).is_file():
+            raise CorpusError(
+                f"there is no file {path}; give a CUADv1-format JSON file (`evergreen generate` writes one)"
+            )
+
+
+def _said(error: Exception) -> str:
+    """What an error and its notes say; of an error that is not the project's own, its type and how to see more."""
+    notes = [note for each in (error, error.__cause__) for note in getattr(each, "__notes__", [])]
+    if type(error).__module__.partition(".")[0] in ("corpora", "modules", "optimizers", "program"):
+        return " ".join([str(error), *notes])
+    return " ".join([f"{type(error).__name__}: {error}; run again with --debug to see where", *notes])
 
 
 def _show(result: object) -> None:
@@ -145,7 +186,9 @@ def _show(result: object) -> None:
     for row in result.summary["comparisons"]:
         if row["against"] == "base" and row["score"] == "exact_match":
             bounds = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-            typer.echo(f"{row['stage']}: {100 * row['difference']:+.1f} points of exact match over the base, 95% {bounds}")
+            typer.echo(
+                f"{row['stage']}: {100 * row['difference']:+.1f} points of exact match over the base, 95% {bounds}"
+            )
     typer.echo(f"kept: {result.recipe or 'base'}   report: {result.path / 'report.html'}   {result.seconds:.0f} s")
 
 

@@ -23,7 +23,7 @@ from program.contract_review import ContractReview
 from program.evaluate import score_program
 from program.examples import sample_examples, to_examples
 from program.provenance import data_record, version_record
-from program.recipes import PROMPT_CANDIDATES, Stage, chosen, run_recipe
+from program.recipes import PROMPT_CANDIDATES, Stage, check_recipe, chosen, run_recipe
 from program.report import write_report
 from program.runlog import logged
 from program.runs import RunFolder
@@ -49,14 +49,18 @@ def compile(
     """Run `config.recipe` on `config.corpus` and leave a run folder at `config.out` (files: `program/runs.py`).
 
     Scores are taken on contracts that neither the optimizers nor the choice between stages has seen. `say` gets a line
-    at each turn (default: standard error). Raises CorpusError, ModelError, TrainingError, RunError, EvaluationError.
+    at each turn (default: standard error). Raises ConfigError, CorpusError, ModelError, TrainingError, RunError,
+    EvaluationError.
     """
     say = say or (lambda line: print(line, file=sys.stderr))
     began = time.perf_counter()
+    check_recipe(config)
     split = read_split(config, say)
     train, val = _training_examples(config, split)
     test = to_examples(split.test)
-    with RunFolder.start(config.out, overwrite=overwrite) as run, tempfile.TemporaryDirectory() as scratch:
+    # What cannot be removed from the scratch folder must not hide the error that the run ended with.
+    scratch_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with RunFolder.start(config.out, overwrite=overwrite) as run, scratch_folder as scratch:
         run.write_json("config.json", asdict(config))
         run.write_json("versions.json", version_record(command))
         run.write_json("data.json", _data(config, split))
@@ -79,9 +83,7 @@ def compile(
                 teacher.set_lm(lm)
                 say(f"compiling {config.recipe!r} on {len(train)} questions, choosing on {len(val)}")
                 with logged(run.folder / "compile.log"):
-                    stages = run_recipe(
-                        program, config, build_adapter(), trainset=train, valset=val, teacher=teacher
-                    )
+                    stages = run_recipe(program, config, build_adapter(), trainset=train, valset=val, teacher=teacher)
                 for stage in stages[1:]:
                     scored = score_program(stage.program, test, stage.recipe, threads=config.threads, progress=progress)
                     run.append_scores(stage.recipe, scored)
@@ -92,8 +94,8 @@ def compile(
             index.close()
         summary = summarize(rows, seed=config.seed) | {"chosen": best.recipe or "base"}
         run.write_json("summary.json", summary)
+        write_report(run.folder)  # before the run is called complete: its report is part of it
         place = run.finish("complete")
-    write_report(place)
     return CompileResult(place, summary, best.recipe, time.perf_counter() - began)
 
 
@@ -112,13 +114,14 @@ def read_split(config: CompileConfig, say: Say) -> Split:
 
 def _without_likes(corpus: Corpus, test: Corpus, say: Say) -> Corpus:
     held_out = {contract.id for contract in test.contracts}
-    groups = near_duplicate_groups(
-        tuple(c for c in corpus.contracts if c.id not in held_out) + test.contracts, 0.8
-    )
+    groups = near_duplicate_groups(tuple(c for c in corpus.contracts if c.id not in held_out) + test.contracts, 0.8)
     like = {member for group in groups if held_out & set(group) for member in group} | held_out
     keep = [contract.id for contract in corpus.contracts if contract.id not in like]
     if len(keep) < len(corpus.contracts):
-        say(f"{len(corpus.contracts) - len(keep)} contracts are (nearly) in the test corpus too and are left out of training")
+        say(
+        n_left_out = len(corpus.contracts) - len(keep)
+        say(f"{n_left_out} contracts are (nearly) in the test corpus too and are left out of training")
+        )
     if len(keep) < 3:
         raise CorpusError(
             f"{corpus.name}: {len(keep)} contracts are left to train on, at least 3 are needed; give a larger --corpus"
@@ -142,6 +145,8 @@ def estimate(program: dspy.Module, config: CompileConfig, train: list, val: list
     A training row counts as one call an epoch, a call with a demonstration as two: rough, and on the high side.
     """
     probe = test[:: max(1, len(test) // 8)][:8]
+    program = program.deepcopy()
+    program.set_lm(program.get_lm().copy(cache=False))  # else these calls' scores would be timed as cache hits
     began = time.perf_counter()
     score_program(program, probe, "probe", threads=config.threads, progress=False)
     per_call_s = (time.perf_counter() - began) / len(probe)
@@ -170,10 +175,10 @@ def _data(config: CompileConfig, split: Split) -> dict[str, Any]:
 def _keep(run: RunFolder, stages: list[Stage], best: Stage, scratch: Path) -> None:
     """Save the chosen program, every stage's validation score and every adapter's training log."""
     save_program(best.program, run.folder / "program")
-    run.write_json("stages.json", [{"recipe": s.recipe or "base", "validation_score": s.validation_score} for s in stages])
+    run.write_json(
+        "stages.json", [{"recipe": s.recipe or "base", "validation_score": s.validation_score} for s in stages]
+    )
     for log in sorted(scratch.rglob("training.json")):
         target = run.folder / "training" / log.parent.name
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(log, target / "training.json")
-
-

@@ -13,7 +13,7 @@ TEST_CONTRACTS = 12
 
 
 def run_demo(out: Path, *, house: str, seed: int, command: str = "") -> CompileResult:
-    """`evergreen demo`: 40 contracts to learn from and 12 others to score on, all of one house; replaces an older demo."""
+    """`evergreen demo`: contracts to learn from and others to score on, of one house; replaces an older demo."""
     with tempfile.TemporaryDirectory() as folder:
         corpus, test = Path(folder) / "corpus.json", Path(folder) / "test.json"
         write_cuad(write_corpus([house], TRAIN_CONTRACTS, seed=2 * seed), corpus)

@@ -38,7 +38,8 @@ def evaluate_run(
     labelled = read_cuad(corpus, max_contracts=max_contracts)
     examples = to_examples(labelled)
     rows: list[dict[str, Any]] = []
-    with RunFolder.start(out, overwrite=overwrite) as folder, tempfile.TemporaryDirectory() as scratch:
+    scratch_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with RunFolder.start(out, overwrite=overwrite) as folder, scratch_folder as scratch:
         folder.write_json("config.json", asdict(config) | {"run": str(run)})
         folder.write_json("versions.json", version_record(command))
         ids = [contract.id for contract in labelled.contracts]
@@ -60,8 +61,8 @@ def evaluate_run(
             index.close()
         summary = summarize(rows, seed=config.seed) | {"chosen": chosen}
         folder.write_json("summary.json", summary)
+        write_report(folder.folder)
         place = folder.finish("complete")
-    write_report(place)
     return CompileResult(place, summary, chosen, time.perf_counter() - began)
 
 
@@ -94,7 +95,9 @@ def read_compiled(run: Path) -> tuple[CompileConfig, str]:
     """Config and chosen recipe of a complete compile run; RunError for anything else."""
     known = read_run(run)
     if known.status != "complete" or not (run / "program" / "local_lm.json").is_file():
-        raise RunError(f"{run} is {known.status} and holds no compiled program; run `evergreen compile` to its end first")
+        raise RunError(
+            f"{run} is {known.status} and holds no compiled program; run `evergreen compile` to its end first"
+        )
     return CompileConfig(**known.config), json.loads((run / "summary.json").read_text(encoding="utf-8"))["chosen"]
 
 

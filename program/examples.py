@@ -4,12 +4,20 @@ from random import Random
 
 import dspy
 
+from corpora.errors import CorpusError
 from corpora.types import Corpus, Label
 from modules.signatures import NOT_FOUND
 
 
 def to_examples(corpus: Corpus) -> list[dspy.Example]:
-    """One example per label, in the corpus's order: inputs `question` and `contract_id`; gold `answer`, `quotes`, `found`."""
+    """One example per label, in order: inputs `question` and `contract_id`; gold `answer`, `quotes`, `found`.
+
+    Raises CorpusError for a corpus without questions: there would be nothing to train on, or to score.
+    """
+    if not corpus.labels:
+        raise CorpusError(
+            f"{corpus.name!r} has {len(corpus.contracts)} contracts and no questions; add some, or contracts"
+        )
     texts = {contract.id: contract.text for contract in corpus.contracts}
     return [_to_example(label, texts[label.question.contract_id]) for label in corpus.labels]
 
@@ -23,8 +31,11 @@ def _to_example(label: Label, text: str) -> dspy.Example:
     ).with_inputs("question", "contract_id")  # fmt: skip
 
 
-def sample_examples(examples: list[dspy.Example], n: int | None, seed: int, found_share: float = 0.5) -> list[dspy.Example]:
-    """`n` examples drawn without replacement, `found_share` of them with an answer as far as there are such; all where None.
+def sample_examples(
+    examples: list[dspy.Example], n: int | None, seed: int, found_share: float = 0.5
+) -> list[dspy.Example]:
+    """`n` examples drawn without replacement, `found_share` of them with an answer as far as there are such; all
+    where None.
 
     Training and validation samples are balanced because two thirds of all questions have no answer, and "not in this
     contract" every time would score well. Scores are never taken on such a sample.

@@ -18,7 +18,7 @@ PROMPT_CANDIDATES = 2
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A program after the steps of `recipe` so far ("" before any), and its score on the validation questions, percent."""
+    """A program after the steps of `recipe` ("" before any), and its score on validation questions, percent."""
 
     recipe: str
     program: dspy.Module
@@ -27,9 +27,7 @@ class Stage:
 
 def build_optimizers(config: CompileConfig, adapter: dspy.Adapter) -> dict[str, dspy.teleprompt.Teleprompter]:
     """The optimizer of each letter. Raises ConfigError for a letter that is not in STEPS."""
-    unknown = [letter for letter in config.recipe.split(" -> ") if letter not in STEPS]
-    if unknown:
-        raise ConfigError(f"recipe {config.recipe!r} has unknown steps {unknown}; known are {STEPS}")
+    check_recipe(config)
     prompts = BootstrapFewShotWithRandomSearch(
         metric=review_metric,
         max_bootstrapped_demos=1,
@@ -49,6 +47,13 @@ def build_optimizers(config: CompileConfig, adapter: dspy.Adapter) -> dict[str, 
         num_threads=config.threads,
     )  # fmt: skip
     return {"p": prompts, "s": weights}
+
+
+def check_recipe(config: CompileConfig) -> None:
+    """Raises ConfigError for a letter of the recipe that is not in STEPS."""
+    unknown = [letter for letter in config.recipe.split(" -> ") if letter not in STEPS]
+    if unknown:
+        raise ConfigError(f"recipe {config.recipe!r} has unknown steps {unknown}; known are {STEPS}")
 
 
 def run_recipe(

@@ -148,7 +148,7 @@ class RunFolder:
             error.add_note(f"The run could not be marked either and lies in {self.folder}: {second}")
         finally:
             self._lock.release()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if _disk_full(error) and not isinstance(error, RunError):
             raise _save_error(self.target, error) from error
 
 
@@ -234,11 +234,22 @@ def _saving(target: Path) -> Iterator[None]:
         raise _save_error(target, error) from error
 
 
-def _save_error(target: Path, error: OSError) -> RunError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    todo = "the disk is full: free some space and run again" if full else "check the path and its permissions"
+def _save_error(target: Path, error: BaseException) -> RunError:
+    full = "the disk is full: free some space and run again"
+    todo = full if _disk_full(error) else "check the path and its permissions"
     kept = "; the earlier run there is untouched" if _status(target) == "complete" else ""
     return RunError(f"the run {target} could not be saved ({error}){kept}; {todo}")
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came of, is a full disk's; native libraries say so in words only."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _read_json(path: Path) -> dict[str, Any]:

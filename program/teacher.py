@@ -18,8 +18,8 @@ from program.contract_review import ContractReview
 class LabelTeacher(ContractReview):
     """Answers each labelled question with its label, as far as the retrieved passages hold it.
 
-    A gold quote that was not retrieved is not taught (the student could not have seen it); where none was, the teacher says
-    "not in this contract", and `teaches` refuses the trace.
+    A gold quote that was not retrieved is not taught (the student could not have seen it); where none was, the
+    teacher says "not in this contract", and `teaches` refuses the trace.
     """
 
     def __init__(self, index: PassageIndex, examples: Iterable[dspy.Example], k_passages: int = 4) -> None:

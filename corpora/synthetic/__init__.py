@@ -1,4 +1,4 @@
-"""Contracts that the project writes itself, in CUAD's format, by drafting house and year; see README.md beside this file."""
+"""Contracts that the project writes itself, in CUAD's format, by drafting house and year (see README.md)."""
 
 from corpora.synthetic.house import CATEGORIES, house_names, load_house
 from corpora.synthetic.writer import write_contract, write_corpus

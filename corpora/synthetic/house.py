@@ -98,13 +98,18 @@ def load_house(name: str) -> House:
         raise CorpusError(f"house {name!r} has no clause for {missing}; write one in houses/{name}.toml")
     unknown = sorted(set(raw["clauses"]) - set(CATEGORIES))
     if unknown:
-        raise CorpusError(f"house {name!r} has clauses for {unknown}, which nobody is asked; spell them as in CATEGORIES")
+        raise CorpusError(
+            f"house {name!r} has clauses for {unknown}, which nobody is asked; spell them as in CATEGORIES"
+        )
     clauses = tuple(
         Clause(clause["part"], clause["heading"], tuple(clause["texts"]), category)
         for category, clause in raw["clauses"].items()
     )
     house = House(
-        **{key: raw[key] for key in ("name", "numbers", "dates", "money", "percents", "article", "section", "reference")},
+        **{
+            key: raw[key]
+            for key in ("name", "numbers", "dates", "money", "percents", "article", "section", "reference")
+        },
         terms=tuple((a, b) for a, b in raw["terms"]),
         documents=tuple(raw["documents"]),
         order=tuple(raw["order"]),
@@ -142,7 +147,10 @@ def _check(house: House) -> None:
     for clause in house.boilerplate:
         if "[[" in clause.texts[0] or "<<" in clause.texts[0]:
             refuse(f"boilerplate {clause.heading!r}", "boilerplate answers nothing, so it has no [[ ]] or << >>")
-    for key, needed in (("with_date", {"Document Name", "Parties", "Agreement Date"}), ("without_date", {"Document Name", "Parties"})):
+    for key, needed in (
+        ("with_date", {"Document Name", "Parties", "Agreement Date"}),
+        ("without_date", {"Document Name", "Parties"}),
+    ):
         found = {category for _, category in _GOLD.findall(house.preamble[key])}
         if found != needed:
             refuse(f"preamble {key}", f"must mark {sorted(needed)}, marks {sorted(found)}")

@@ -57,28 +57,35 @@ _CITIES = (
     "Helena Spokane Madison Memphis Laurel Mobile Ames Omaha Boise Albany Newark Durham London Leeds Cork Munich Lyon Malmo "
     "Bergen Aarhus Turku Basel Graz Ghent Bilbao Turin Porto Osaka Pune Haifa Utrecht Perth Calgary Halifax"
 ).split()
-_STREETS = "High Park Mill Church Station Bridge Queen King Market Harbor Cedar Elm Union Canal Garden Spring Dock".split()
+_STREETS = (
+    "High Park Mill Church Station Bridge Queen King Market Harbor Cedar Elm Union Canal Garden Spring Dock".split()
+)
 _STREET_KINDS = ("Street", "Road", "Avenue", "Lane", "Boulevard", "Drive")
 _FIRST = "Ada Amos Bela Cora Dana Emil Erik Faye Gita Hugo Ines Ivan Jana Karl Lena Lars Mina Nils Olga Omar Petra Rosa Ruth Sven Tara Uma Vera Yann Zoe Noah".split()
 _TITLES = (
     "President|Chief Executive Officer|Managing Director|Vice President|General Manager|Chief Financial Officer|Director|"
     "Secretary|Authorized Signatory|Treasurer"
 ).split("|")
-_MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
+_MONTHS = ("January February March April May June July August September October November December").split()
 
 
 def pseudo_word(rng: Random) -> str:
     """A capitalised made-up word of two or three syllables."""
-    syllables = (rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) * (rng.random() < 0.6) for _ in range(rng.choice((2, 2, 3))))
+    syllables = (
+        rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) * (rng.random() < 0.6)
+        for _ in range(rng.choice((2, 2, 3)))
+    )
     return "".join(syllables).capitalize()
 
 
 def company(rng: Random) -> str:
     """A company's full name."""
     first = rng.choice(_WORDS) if rng.random() < 0.5 else pseudo_word(rng)
-    return f"{first} {rng.choice(_TRADES)} {rng.choice(_FORMS)}" if rng.random() < 0.85 else f"{first} {rng.choice(_FORMS)}"
+    return (
+        f"{first} {rng.choice(_TRADES)} {rng.choice(_FORMS)}"
+        if rng.random() < 0.85
+        else f"{first} {rng.choice(_FORMS)}"
+    )
 
 
 def person(rng: Random) -> str:
@@ -133,7 +140,9 @@ MONTHS = (2, 3, 4, 6, 8, 9, 10, 12, 15, 18, 20, 24, 30, 36, 48)
 YEARS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20)
 UNITS = tuple(n * scale for scale in (100, 1000, 10000) for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 25))
 PERCENTS = tuple(range(2, 31)) + (35, 40, 45, 50, 60)
-AMOUNTS = tuple(n * scale for scale in (1000, 10000, 100000, 1000000) for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 25, 35, 75))
+AMOUNTS = tuple(
+    n * scale for scale in (1000, 10000, 100000, 1000000) for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 25, 35, 75)
+)
 
 
 @lru_cache(maxsize=4096)

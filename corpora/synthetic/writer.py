@@ -35,7 +35,9 @@ _PRESENCE = {
 }
 
 
-def write_corpus(houses: Iterable[str], n_contracts: int, *, seed: int = 0, years: tuple[int, int] = (2008, 2024)) -> Corpus:
+def write_corpus(
+    houses: Iterable[str], n_contracts: int, *, seed: int = 0, years: tuple[int, int] = (2008, 2024)
+) -> Corpus:
     """`n_contracts` contracts, the houses in turn, each asked all 28 generated categories; same arguments, same corpus.
 
     Raises CorpusError for a house that does not exist.
@@ -69,7 +71,14 @@ def write_contract(house: House, contract_id: str, year: int, rng: Random) -> tu
             page.write("\n\n" + number + text, clause.category)
     page.write("\n\n" + house.signature)
     for letter, (title, text) in zip("ABCDEF", house.schedules, strict=False):
-        head = house.schedule.format(letter=letter, n="ABCDEF".index(letter) + 1, roman=_ROMAN["ABCDEF".index(letter)], title=title, Title=title, TITLE=title.upper())
+        head = house.schedule.format(
+            letter=letter,
+            n="ABCDEF".index(letter) + 1,
+            roman=_ROMAN["ABCDEF".index(letter)],
+            title=title,
+            Title=title,
+            TITLE=title.upper(),
+        )
         page.write(f"\n\n{head}\n{title}\n\n{text}")
     return Contract(contract_id, "".join(page.pieces)), page.labels(contract_id)
 
@@ -101,8 +110,14 @@ def _number(house: House, parts: list) -> dict[str, str]:
 
 def _fill(template: str, article: int, n: int, count: int, title: str) -> str:
     return template.format(
-        article=article, roman=_ROMAN[article - 1], letter="ABCDEFGHIJKL"[article - 1], n=n, count=count,
-        title=title.lower(), Title=title, TITLE=title.upper(),
+        article=article,
+        roman=_ROMAN[article - 1],
+        letter="ABCDEFGHIJKL"[article - 1],
+        n=n,
+        count=count,
+        title=title.lower(),
+        Title=title,
+        TITLE=title.upper(),
     )
 
 

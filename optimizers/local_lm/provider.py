@@ -5,6 +5,7 @@ the job's result and both re-raise it (BetterTogether stops there and sets `flag
 """
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ class LocalProvider(Provider):
         self.engine = engine
         self.finetunable = True
         self.TrainingJob = LocalTrainingJob
+        self._job: TrainingJob | None = None
+        self._stop = threading.Event()
 
     def __deepcopy__(self, memo: dict) -> "LocalProvider":
         return self
@@ -64,10 +67,22 @@ class LocalProvider(Provider):
         chats = training_chats(train_data, train_data_format)
         parent = self.engine.adapter_of(model)
         root = self.engine.adapters_dir
-        name = train_sft(self.engine.weights, chats, settings, root, parent)
+        self._job = job
+        try:
+            name = train_sft(self.engine.weights, chats, settings, root, parent, self._stop)
+        finally:
+            self._job = None
+            self._stop.clear()
         if isinstance(job, LocalTrainingJob):
             job.log = json.loads((root / name / "training.json").read_text())
         return self.engine.model_string(name)
+
+    def stop(self) -> None:
+        """End a training in progress at its next step, and wait until the model is again as it was before it."""
+        job = self._job
+        if job is not None and job.thread is not None:
+            self._stop.set()
+            job.thread.join()
 
 
 def training_chats(rows: Sequence[Mapping[str, Any]], kind: TrainDataFormat | str | None) -> list[list[dict[str, str]]]:

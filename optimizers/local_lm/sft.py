@@ -6,6 +6,7 @@ Does not handle: full fine-tuning, packing, evaluation during training (score th
 import logging
 import math
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -56,10 +57,12 @@ def train_sft(
     settings: SFTSettings,
     root: Path,
     parent: str | None = None,
+    stop: threading.Event | None = None,
 ) -> str:
     """Train on `chats` from the base, or from a copy of adapter `parent`; returns the new adapter's name under `root`.
 
-    Holds the weights' lock throughout. Raises TrainingError for no rows, too many long rows, or a loss not finite.
+    Holds the weights' lock throughout. Raises TrainingError for no rows, too many long rows, a loss not finite, and at
+    the first step after `stop` is set.
     """
     limit = min(settings.max_length_tokens or weights.context_tokens, weights.context_tokens)
     rows, too_long = encode_rows(weights, chats, limit)
@@ -75,7 +78,7 @@ def train_sft(
         )
     begun = time.perf_counter()
     with training(weights, lora=lora, parent=None if parent is None else root / parent) as peft:
-        history = _fit(weights, peft, rows, settings)
+        history = _fit(weights, peft, rows, settings, stop or threading.Event())
         record = {
             "base": weights.base,
             "settings": asdict(settings),
@@ -104,7 +107,9 @@ def _check_rows(given: int, rows: Sequence, too_long: Sequence[int], limit: int,
         )
 
 
-def _fit(weights: Weights, peft: Any, rows: list[dict], settings: SFTSettings) -> list[dict[str, float]]:
+def _fit(
+    weights: Weights, peft: Any, rows: list[dict], settings: SFTSettings, stop: threading.Event
+) -> list[dict[str, float]]:
     on_cpu = weights.device.type == "cpu"
     with tempfile.TemporaryDirectory() as scratch:
         config = SFTConfig(
@@ -133,7 +138,7 @@ def _fit(weights: Weights, peft: Any, rows: list[dict], settings: SFTSettings) -
             report_to="none",
             disable_tqdm=not settings.progress,
         )
-        watch = _Watch()
+        watch = _Watch(stop)
         trainer = SFTTrainer(
             model=peft,
             args=config,
@@ -148,11 +153,16 @@ def _fit(weights: Weights, peft: Any, rows: list[dict], settings: SFTSettings) -
 
 
 class _Watch(TrainerCallback):
-    """Keeps the losses and stops training at the first that is not finite."""
+    """Keeps the losses and stops training at the first that is not finite, or when it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: threading.Event) -> None:
         self.history: list[dict[str, float]] = []
         self.begun = time.perf_counter()
+        self.stop = stop
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.stop.is_set():
+            raise TrainingError(f"training was stopped at step {state.global_step}; nothing of it is kept")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs:

@@ -1,6 +1,7 @@
 """What the base model can do, on contracts it has not seen: `python -m program.base_model.evaluate`.
 
-Three jobs, on known and on held-back houses: reviewing (with the gold passage among the four given, and end to end through
+Three jobs, on known and on held-back houses: reviewing (with the gold passage among the four given, and end to end
+through
 the index), writing a question from a passage, and preferring the better of two answers (by verdict and by likelihood).
 """
 
@@ -35,7 +36,9 @@ THREADS = 32
 EVALUATION_SEED = 990_017  # no row of the training run is drawn from it
 
 
-def evaluate_houses(lm: dspy.LM, houses: tuple[str, ...], contracts_a_house: int, *, end_to_end: bool = True) -> dict[str, Any]:
+def evaluate_houses(
+    lm: dspy.LM, houses: tuple[str, ...], contracts_a_house: int, *, end_to_end: bool = True
+) -> dict[str, Any]:
     """Scores by job: {"mean", "low", "high", "n"} each, intervals by bootstrap over contracts."""
     rng = Random(EVALUATION_SEED)
     sheets = [rows.draw_sheet((house,), rng) for house in houses for _ in range(contracts_a_house)]
@@ -109,7 +112,9 @@ def _compare(lm: dspy.LM, sheets: list[rows.Sheet], rng: Random) -> list[tuple[s
     for sheet in sheets:
         other = rng.choice([s for s in sheets if s is not sheet])
         found = [i for i, label in enumerate(sheet.labels) if label.spans]
-        for index in rng.sample(found, min(5, len(found))) + rng.sample([i for i in range(len(sheet.labels)) if i not in found], 3):
+        for index in rng.sample(found, min(5, len(found))) + rng.sample(
+            [i for i in range(len(sheet.labels)) if i not in found], 3
+        ):
             label, passages = sheet.labels[index], rows.retrieve(sheet, index, 3, rng, force=1.0)
             if label.spans and not rows.covered(label, passages):
                 continue
@@ -122,7 +127,10 @@ def _compare(lm: dspy.LM, sheets: list[rows.Sheet], rng: Random) -> list[tuple[s
         sheet, label, passages, right, wrong, letter = item
         pair = (right, wrong) if letter == "A" else (wrong, right)
         try:
-            verdict = judge(question=label.question.text, passages=passages, answer_a=pair[0], answer_b=pair[1]).better == letter
+            verdict = (
+                judge(question=label.question.text, passages=passages, answer_a=pair[0], answer_b=pair[1]).better
+                == letter
+            )
         except (JudgeError, AdapterParseError):
             verdict = False
         said = reviewer(question=label.question.text, passages=passages)
@@ -149,7 +157,11 @@ def _end_to_end(houses: tuple[str, ...], contracts_a_house: int) -> list[tuple[s
         scored = score_program(program, to_examples(corpus), "base", threads=THREADS)
         index.close()
     return [
-        (f"end to end, {'absent' if row['gold_answer'] == NOT_FOUND else 'answerable'}", row["contract_id"], row["exact_match"])
+        (
+            f"end to end, {'absent' if row['gold_answer'] == NOT_FOUND else 'answerable'}",
+            row["contract_id"],
+            row["exact_match"],
+        )
         for row in scored
         if row["error"] is None
     ]

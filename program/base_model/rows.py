@@ -3,8 +3,8 @@
 A row is a *tree*: a prefix that several questions share (system prompt and passages) and one branch per question, each
 branch seeing the prefix and itself only. So each passage is read once for several answers, at the same gradient.
 
-Three jobs (review, write, compare) and copying drills. Retrieval is imitated by character n-gram similarity with noise: the
-real embedder's ranking costs more than the training step, and the base must stand other retrievers anyway.
+Three jobs (review, write, compare) and copying drills. Retrieval is imitated by character n-gram similarity with
+noise: the real embedder's ranking costs more than the training step, and the base must stand other retrievers anyway.
 """
 
 from dataclasses import dataclass
@@ -122,7 +122,9 @@ def review_tree(
     return _tree(tokenizer, ReviewPassages, shared, branches, max_tokens, demos)
 
 
-def compare_tree(tokenizer: PreTrainedTokenizerBase, sheet: Sheet, other: Sheet, rng: Random, *, max_tokens: int) -> Tree:
+def compare_tree(
+    tokenizer: PreTrainedTokenizerBase, sheet: Sheet, other: Sheet, rng: Random, *, max_tokens: int
+) -> Tree:
     """Passages once, then questions with two candidate answers each, one right."""
     anchor = _draw_index(sheet, rng)
     passages = retrieve(sheet, anchor, rng.choice((1, 2, 3)), rng, force=1.0)
@@ -130,10 +132,14 @@ def compare_tree(tokenizer: PreTrainedTokenizerBase, sheet: Sheet, other: Sheet,
     for label in _questions(sheet, anchor, passages, rng):
         quotes, answer = gold(sheet, label) if covered(label, passages) else ([], NOT_FOUND)
         branches.append(comparison(sheet, other, label, quotes, answer, rng))
-    return _tree(tokenizer, CompareAnswers, {"passages": number_passages([p.text for p in passages])}, branches, max_tokens)
+    return _tree(
+        tokenizer, CompareAnswers, {"passages": number_passages([p.text for p in passages])}, branches, max_tokens
+    )
 
 
-def comparison(sheet: Sheet, other: Sheet, label: Label, quotes: list[str], answer: str, rng: Random) -> tuple[dict, dict]:
+def comparison(
+    sheet: Sheet, other: Sheet, label: Label, quotes: list[str], answer: str, rng: Random
+) -> tuple[dict, dict]:
     """Inputs and outputs of one comparison: the right answer against a wrong one, letters dealt at random."""
     wrong = wrong_answer(sheet, other, label, answer, rng)
     letter = rng.choice("AB")
@@ -164,7 +170,9 @@ def write_tree(tokenizer: PreTrainedTokenizerBase, sheet: Sheet, rng: Random, *,
     return _tree(tokenizer, WriteQuestion, inputs, [({}, outputs)], max_tokens)
 
 
-def drill_tree(tokenizer: PreTrainedTokenizerBase, sheet: Sheet, other: Sheet, rng: Random, *, max_tokens: int) -> Tree | None:
+def drill_tree(
+    tokenizer: PreTrainedTokenizerBase, sheet: Sheet, other: Sheet, rng: Random, *, max_tokens: int
+) -> Tree | None:
     """A short copying exercise: go on with a sentence, quote from one passage, or copy a candidate with its letter."""
     kind = rng.random()
     if kind < 0.4:
@@ -182,7 +190,13 @@ def drill_tree(tokenizer: PreTrainedTokenizerBase, sheet: Sheet, other: Sheet, r
         nothing = ({"question": absent.question.text}, {"quotes": join_quotes([]), "answer": NOT_FOUND})
         branches = [branch] if covered(absent, list(shown)) and absent.spans else [branch, nothing]
         return _tree(tokenizer, ReviewPassages, shared, branches, max_tokens)
-    return _tree(tokenizer, CompareAnswers, shared, [comparison(sheet, other, label, quotes, answer, rng) for _ in range(2)], max_tokens)
+    return _tree(
+        tokenizer,
+        CompareAnswers,
+        shared,
+        [comparison(sheet, other, label, quotes, answer, rng) for _ in range(2)],
+        max_tokens,
+    )
 
 
 def _repeat_tree(tokenizer: PreTrainedTokenizerBase, sheet: Sheet, rng: Random) -> Tree:
@@ -194,7 +208,9 @@ def _repeat_tree(tokenizer: PreTrainedTokenizerBase, sheet: Sheet, rng: Random) 
     for _ in range(4):
         start = rng.randrange(max(1, len(words) - 8))
         given = tokenizer.encode(" " + " ".join(words[start : start + 3]), add_special_tokens=False)
-        rest = tokenizer.encode(" " + " ".join(words[start + 3 : start + 3 + rng.randint(5, 25)]), add_special_tokens=False)
+        rest = tokenizer.encode(
+            " " + " ".join(words[start + 3 : start + 3 + rng.randint(5, 25)]), add_special_tokens=False
+        )
         branches.append(Segment(tuple(given + rest), len(given)))
     return Tree(Segment(tuple(prompt), len(prompt)), tuple(branches))
 
@@ -233,8 +249,10 @@ def _review_example(sheet: Sheet, label: Label, passages: list[Passage]) -> dspy
     )  # fmt: skip
 
 
-def _tree(tokenizer, signature, shared: dict, branches: list[tuple[dict, dict]], max_tokens: int, demos: list | None = None) -> Tree:
-    """Encode prefix and branches apart; the cut stands at a field marker, which is a token of its own, so that is exact."""
+def _tree(
+    tokenizer, signature, shared: dict, branches: list[tuple[dict, dict]], max_tokens: int, demos: list | None = None
+) -> Tree:
+    """Encode prefix and branches apart: exact, since the cut stands at a field marker, a token of its own."""
     varied = [name for name in signature.input_fields if name not in shared]
     inputs = shared | dict.fromkeys(varied, _CUT)
     messages = _ADAPTER.format(signature, demos=demos or [], inputs=inputs)

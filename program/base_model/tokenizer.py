@@ -19,7 +19,8 @@ _FIELDS = ("passages", "passage", "question", "candidates", "quotes", "answer", 
 def boilerplate() -> list[str]:
     """The strings of DSPy's chat format and of CUAD's question frame that become one token each.
 
-    They are cut from what the adapter itself writes, so that a new DSPy version shows up as a longer prompt, not a wrong one.
+    They are cut from what the adapter itself writes, so that a new DSPy version shows up as a longer prompt, not a
+    wrong one.
     """
     pieces = [f"[[ ## {field} ## ]]\n" for field in _FIELDS] + [f"\n\n[[ ## {field} ## ]]\n" for field in _FIELDS]
     adapter = dspy.ChatAdapter()

@@ -1,6 +1,7 @@
 """Train `evergreen-base` from scratch, on generated contracts only: `python -m program.base_model.train`.
 
-Seeded and resumable: rows of a block depend on the seed and the block's number alone, and a checkpoint holds model, both
+Seeded and resumable: rows of a block depend on the seed and the block's number alone, and a checkpoint holds model,
+both
 optimizers and the step. Matrices move by Muon, the rest by AdamW; constant rate, then linear decay over the last fifth.
 """
 
@@ -71,7 +72,9 @@ def block_batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, bl
     for step in range(block * STEPS_A_BLOCK, (block + 1) * STEPS_A_BLOCK):
         progress = step / config.steps
         long = progress >= 1 - config.long_share
-        n_rows, n_tokens = (config.rows_a_step // 2, config.tokens_a_row * 2) if long else (config.rows_a_step, config.tokens_a_row)
+        n_rows, n_tokens = (
+            (config.rows_a_step // 2, config.tokens_a_row * 2) if long else (config.rows_a_step, config.tokens_a_row)
+        )
         trees, drawn = [], 0
         while drawn < n_rows * n_tokens * 1.3:
             tree = _draw_tree(tokenizer, sheets, rng, progress, config.tokens_a_row, n_tokens if long else None)
@@ -82,7 +85,9 @@ def block_batches(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, bl
     return batches
 
 
-def _draw_tree(tokenizer, sheets, rng: Random, progress: float, n_tokens: int, long_tokens: int | None) -> rows.Tree | None:
+def _draw_tree(
+    tokenizer, sheets, rng: Random, progress: float, n_tokens: int, long_tokens: int | None
+) -> rows.Tree | None:
     sheet, other = rng.sample(sheets, 2)
     drills = drill_share(progress)
     # A drill is about a third as long as the rest, and the share is one of tokens.
@@ -170,7 +175,7 @@ def batch_loss(model: Qwen3ForCausalLM, body, batch: Batch) -> tuple[torch.Tenso
     wanted = batch.weights_B_T > 0
     losses = cross_entropy(model.lm_head(hidden[wanted]).float(), batch.targets_B_T[wanted], reduction="none")
     weights = batch.weights_B_T[wanted]
-    return (losses * weights).sum() / weights.sum(), losses[weights == 1].mean().item()
+    return (losses * weights).sum() / weights.sum(), losses[weights >= 1].mean().item()
 
 
 def train(config: PretrainConfig, work: Path, out: Path, *, threads: int, until: int | None = None) -> None:
@@ -234,7 +239,9 @@ def export(config: PretrainConfig, model, tokenizer, out: Path, log: list[dict])
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / "training.json").write_text(json.dumps({"config": asdict(config), "held_back": HELD_BACK, "log": log[::5]}, indent=1) + "\n")
+    (out / "training.json").write_text(
+        json.dumps({"config": asdict(config), "held_back": HELD_BACK, "log": log[::5]}, indent=1) + "\n"
+    )
 
 
 def _copy_weights(masters: dict[str, torch.nn.Parameter], model: torch.nn.Module) -> None:
@@ -243,8 +250,13 @@ def _copy_weights(masters: dict[str, torch.nn.Parameter], model: torch.nn.Module
             parameter.copy_(masters[name])
 
 
-def _checkpoint(work: Path, masters: dict, optimizers: list, step: int, log: list[dict], config: PretrainConfig) -> None:
-    state = {"masters": {name: p.data for name, p in masters.items()}, "optimizers": [o.state_dict() for o in optimizers]}
+def _checkpoint(
+    work: Path, masters: dict, optimizers: list, step: int, log: list[dict], config: PretrainConfig
+) -> None:
+    state = {
+        "masters": {name: p.data for name, p in masters.items()},
+        "optimizers": [o.state_dict() for o in optimizers],
+    }
     state |= {"step": step, "log": log, "config": asdict(config)}
     torch.save(state, work / "checkpoint.pt.new")
     os.replace(work / "checkpoint.pt.new", work / "checkpoint.pt")
@@ -270,10 +282,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=PretrainConfig().layers)
     parser.add_argument("--work", type=Path, default=Path("runs/evergreen-base"), help="checkpoints")
-    parser.add_argument("--out", type=Path, default=Path("optimizers/local_lm/evergreen-base"), help="the model folder written")
+    parser.add_argument(
+        "--out", type=Path, default=Path("optimizers/local_lm/evergreen-base"), help="the model folder written"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    train(PretrainConfig(steps=args.steps, seed=args.seed, layers=args.layers), args.work, args.out, threads=args.threads)
+    train(
+        PretrainConfig(steps=args.steps, seed=args.seed, layers=args.layers), args.work, args.out, threads=args.threads
+    )
 
 
 if __name__ == "__main__":

@@ -12,18 +12,22 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from corpora.cuad import question_text
 from corpora.types import Contract
 from modules import index_files, retriever
 from modules.retriever import PassageIndex, Retrieve, StoreError
 
-CLAUSE = "{n}. {title}. The {word} of this Agreement is {word}, and {word} it shall be, whatever {word} means to others."
+CLAUSE = (
+    "{n}. {title}. The {word} of this Agreement is {word}, and {word} it shall be, whatever {word} may mean elsewhere; "
+    "the parties have settled the {word} between them, once and for all."
+)
 WORDS = ("law", "price", "term", "notice", "audit", "escrow", "license", "insurance")
 
 
 class WordEmbedder:
     """A bag of hashed words, so that texts with the same words are near; counts what it embeds."""
 
-    def __init__(self, n_dimensions=64, salt=b""):
+    def __init__(self, n_dimensions=512, salt=b""):
         self.n_dimensions, self.salt, self.seen = n_dimensions, salt, []
 
     def encode(self, sentences, **_):
@@ -37,9 +41,7 @@ class WordEmbedder:
 
 def contract(name, words=WORDS):
     clauses = [CLAUSE.format(n=n, title=word.title(), word=word) for n, word in enumerate(words, 1)]
-    return Contract(
-        name, f"Agreement of {name}. " * 9 + "\n\n" + "\n\n".join(clause + " " + clause for clause in clauses)
-    )
+    return Contract(name, f"Agreement of {name}. " * 9 + "\n\n" + "\n\n".join(clauses))
 
 
 @pytest.fixture
@@ -110,10 +112,10 @@ def test_adding_the_same_twice_embeds_nothing_and_another_text_replaces(index, e
 
 
 def test_opens_again_from_the_folder(tmp_path, index, embedder):
-    before = index.search("license", k=3), index.search("license", k=3, contract_id="b")
+    before = index.search("license", k=2), index.search("license", k=3, contract_id="b")
     index.close()
     again = PassageIndex.open(tmp_path / "index", embedder)
-    assert (again.search("license", k=3), again.search("license", k=3, contract_id="b")) == before
+    assert (again.search("license", k=2), again.search("license", k=3, contract_id="b")) == before
     assert PassageIndex.open(tmp_path / "index" / ".." / "index", embedder) is again
     again.close()
 
@@ -181,6 +183,7 @@ def test_a_second_writer_waits_and_then_says_so(tmp_path, index, monkeypatch):
     assert index.contract_ids == ("a", "b")
 
 
+@pytest.mark.slow
 def test_writing_after_another_process_has_written_keeps_what_it_wrote(tmp_path, index, embedder):
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
@@ -222,12 +225,25 @@ def test_threads_get_what_one_alone_gets(index):
         assert list(pool.map(lambda one: index.search(one[0], 3, one[1]), asked)) == alone
 
 
-def test_the_module_gives_passages_and_scores_and_saves_no_index(tmp_path, index):
+def test_the_module_gives_the_nearest_passages_and_the_opening_once(index):
     program = Retrieve(index, k=2)
-    prediction = program(question="escrow", contract_id="a")
-    assert isinstance(prediction, dspy.Prediction) and len(prediction.passages) == len(prediction.scores) == 2
-    assert prediction.passages == [hit.passage for hit in index.search("escrow", 2, "a")]
-    assert {hit.contract_id for hit in program(question="escrow").passages} == {"a", "b"}
+    prediction = program(question="escrow and price", contract_id="a")
+    assert isinstance(prediction, dspy.Prediction) and len(prediction.scores) == 3
+    hits, opening = index.search("escrow and price", 2, "a"), index.opening("escrow and price", "a")
+    assert prediction.passages == [*(hit.passage for hit in hits), opening.passage]
+    assert opening.passage.start == 0 and opening in index.search("escrow and price", 100, "a")
+    assert [p.start for p in program(question="agreement of", contract_id="a").passages].count(0) == 1
+    assert {passage.contract_id for passage in program(question="escrow").passages} == {"a", "b"}
+
+
+def test_the_frame_of_cuads_questions_is_not_searched_for(index, embedder):
+    embedder.seen.clear()
+    Retrieve(index)(question=question_text("Insurance"), contract_id="a")
+    assert len(embedder.seen) == 1 and embedder.seen[0].startswith("Insurance: Is there a requirement")
+
+
+def test_the_module_saves_and_copies_no_index(index):
+    program = Retrieve(index, k=2)
     assert json.dumps(program.dump_state()) == "{}"
     program.load_state(program.dump_state())
     for other in (copy.deepcopy(program), program.deepcopy(), program.reset_copy()):

@@ -105,8 +105,8 @@ def _trees(material):
     tokenizer, sheet, other = material
     rng = Random(3)
     for _ in range(6):
-        yield ReviewPassages, rows.review_tree(tokenizer, sheet, rng, max_tokens=3000)
-        yield ReviewPassages, rows.review_tree(tokenizer, sheet, rng, max_tokens=3000, demo=other)
+        yield ReviewPassages, rows.review_tree(tokenizer, sheet, rng, max_tokens=3000, k=4)
+        yield ReviewPassages, rows.review_tree(tokenizer, sheet, rng, max_tokens=3000, k=2, demo=other)
         yield CompareAnswers, rows.compare_tree(tokenizer, sheet, other, rng, max_tokens=3000)
         if tree := rows.write_tree(tokenizer, sheet, rng, max_tokens=3000):
             yield WriteQuestion, tree
@@ -124,7 +124,7 @@ def test_encoding_prefix_and_branch_apart_is_encoding_the_whole(material):
 
 def test_prompts_are_those_that_dspy_writes(material):
     tokenizer, sheet, _ = material
-    tree = rows.review_tree(tokenizer, sheet, Random(4), max_tokens=3000)
+    tree = rows.review_tree(tokenizer, sheet, Random(4), max_tokens=3000, k=4)
     assert len(tree.branches) > 2
     for branch in tree.branches:
         prompt = tree.prefix.ids + branch.ids[: branch.n_prompt]
@@ -139,10 +139,10 @@ def test_what_a_review_tree_teaches_stands_in_its_passages(material):
     tokenizer, sheet, _ = material
     answers = []
     for seed in range(12):
-        tree = rows.review_tree(tokenizer, sheet, Random(seed), max_tokens=3000)
+        tree = rows.review_tree(tokenizer, sheet, Random(seed), max_tokens=3000, k=3)
         passages = _field(tokenizer.decode(tree.prefix.ids), "passages")
         for branch in tree.branches:
-            asked = _field(tokenizer.decode(branch.ids[: branch.n_prompt]), "question")
+            asked = _field(tokenizer.decode(tree.prefix.ids + branch.ids[: branch.n_prompt]), "question")
             said = tokenizer.decode(branch.ids[branch.n_prompt :])
             assert said.endswith("<|im_end|>")
             fields = ADAPTER.parse(ReviewPassages, said.removesuffix("<|im_end|>"))
