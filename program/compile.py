@@ -118,10 +118,8 @@ def _without_likes(corpus: Corpus, test: Corpus, say: Say) -> Corpus:
     like = {member for group in groups if held_out & set(group) for member in group} | held_out
     keep = [contract.id for contract in corpus.contracts if contract.id not in like]
     if len(keep) < len(corpus.contracts):
-        say(
         n_left_out = len(corpus.contracts) - len(keep)
         say(f"{n_left_out} contracts are (nearly) in the test corpus too and are left out of training")
-        )
     if len(keep) < 3:
         raise CorpusError(
             f"{corpus.name}: {len(keep)} contracts are left to train on, at least 3 are needed; give a larger --corpus"
