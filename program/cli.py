@@ -184,11 +184,11 @@ def _show(result: object) -> None:
 
     typer.echo(terminal_table(result.summary))
     for row in result.summary["comparisons"]:
-        if row["against"] == "base" and row["score"] == "exact_match":
-            bounds = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-            typer.echo(
-                f"{row['stage']}: {100 * row['difference']:+.1f} points of exact match over the base, 95% {bounds}"
-            )
+        if row["against"] == "base" and row["score"] == "exact_match" and row["difference"] is not None:
+            bounds = "no interval from one contract"
+            if row["low"] is not None:
+                bounds = f"95% [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+            typer.echo(f"{row['stage']}: {100 * row['difference']:+.1f} points of exact match over the base, {bounds}")
     typer.echo(f"kept: {result.recipe or 'base'}   report: {result.path / 'report.html'}   {result.seconds:.0f} s")
 
 

@@ -138,13 +138,14 @@ def build_adapter() -> dspy.ChatAdapter:
 
 
 def estimate(program: dspy.Module, config: CompileConfig, train: list, val: list, test: list) -> str:
-    """Calls, training rows and minutes to expect, from eight calls timed now.
+    """Calls, training rows and minutes to expect, from as many calls timed now as are in flight together.
 
-    A training row counts as one call an epoch, a call with a demonstration as two: rough, and on the high side.
+    A training row counts as two calls an epoch (measured on the bundled model and a CPU: benchmarks/LOG.md).
     """
-    probe = test[:: max(1, len(test) // 8)][:8]
+    probe = test[:: max(1, len(test) // config.threads)][: config.threads]
     program = program.deepcopy()
     program.set_lm(program.get_lm().copy(cache=False))  # else these calls' scores would be timed as cache hits
+    score_program(program, probe[:2], "warm-up", threads=2, progress=False)
     began = time.perf_counter()
     score_program(program, probe, "probe", threads=config.threads, progress=False)
     per_call_s = (time.perf_counter() - began) / len(probe)
@@ -152,7 +153,7 @@ def estimate(program: dspy.Module, config: CompileConfig, train: list, val: list
     scoring = (len(steps) + 1) * (len(val) + len(test))
     prompts = steps.count("p") * (PROMPT_CANDIDATES + 2) * len(val)
     rows = steps.count("s") * len(train)
-    seconds = per_call_s * (scoring + 2 * prompts + rows * config.sft_epochs)
+    seconds = per_call_s * (scoring + prompts + 2 * rows * config.sft_epochs)
     return (
         f"about {scoring + prompts} calls and {rows} training rows x {config.sft_epochs:g} epochs: roughly "
         f"{seconds / 60:.0f} min here ({per_call_s:.2f} s a call at {config.threads} threads)"

@@ -45,7 +45,8 @@ class CompileConfig:
     max_train_questions: int | None = 400
     max_val_questions: int | None = 80
     threads: int = 32
-    sft_epochs: float = 3.0
+    sft_epochs: float = 2.0
+    batch_size: int = 4
     learning_rate: float = 1e-3
     rank: int = 16
     out: str = "runs/compile"
@@ -109,6 +110,7 @@ def _check(config: CompileConfig) -> None:
         "max_chars",
         "max_tokens",
         "threads",
+        "batch_size",
         "rank",
         "max_contracts",
         "max_train_questions",

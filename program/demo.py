@@ -20,6 +20,6 @@ def run_demo(out: Path, *, house: str, seed: int, command: str = "") -> CompileR
         write_cuad(write_corpus([house], TEST_CONTRACTS, seed=2 * seed + 1), test)
         config = CompileConfig(
             corpus=str(corpus), test_corpus=str(test), out=str(out), seed=seed,
-            max_train_questions=500, max_val_questions=48,
+            max_train_questions=500, max_val_questions=48, max_tokens=192,
         )  # fmt: skip
         return compile(config, overwrite=True, command=command)

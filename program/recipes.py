@@ -40,6 +40,7 @@ def build_optimizers(config: CompileConfig, adapter: dspy.Adapter) -> dict[str, 
         train_kwargs={
             "epochs": config.sft_epochs, "learning_rate": config.learning_rate, "rank": config.rank,
             "alpha": 2 * config.rank, "seed": config.seed,
+            "batch_size": config.batch_size,
         },
         adapter=adapter,
         # The labels go into the weights; demonstrations would double every prompt for what the weights know by then.

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
@@ -124,7 +125,7 @@ def _fit(
             seed=settings.seed,
             data_seed=settings.seed,
             use_cpu=on_cpu,
-            bf16=(not on_cpu) if settings.bf16 is None else settings.bf16,
+            bf16=(not on_cpu or _cpu_has_bf16()) if settings.bf16 is None else settings.bf16,
             activation_checkpointing=weights.quantize is not None and not on_cpu,
             max_length=None,
             dataset_kwargs={"skip_prepare_dataset": True},
@@ -150,6 +151,10 @@ def _fit(
         trainer.train()
         trainer.accelerator.free_memory()
     return watch.history
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _Watch(TrainerCallback):

@@ -37,7 +37,7 @@ _CUT = "\x00cut\x00"
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens of a prefix or a branch; the loss weight of each of `ids[n_prompt:]` is 1, of those before a tenth."""
+    """Tokens of a prefix or a branch: a prompt up to `n_prompt`, a completion from there (`packing.py` weighs them)."""
 
     ids: tuple[int, ...]
     n_prompt: int

@@ -80,11 +80,19 @@ def test_groups_are_chains_of_pairs_above_the_threshold():
     assert near_duplicate_groups(contracts, 0.3) == [("far", "near", "own"), ("other",), ("short",)]
 
 
+def test_a_pair_just_below_the_threshold_is_not_one_group():
+    pairs = [(Contract(f"{n}", text(n)), Contract(f"{n} changed", amended(text(n), 11))) for n in range(6)]
+    assert len(near_duplicate_groups([contract for pair in pairs for contract in pair], 0.8)) == 12
+
+
 def test_every_side_has_a_contract_however_unequal_the_groups():
     original = text(0)
     big = [Contract(f"a{i}", amended(original, 1 + i)) for i in range(8)]
     split = split_corpus(corpus([*big, Contract("b", text(1)), Contract("c", text(2))]))
     assert sorted(len(part.contracts) for part in (split.train, split.val, split.test)) == [1, 1, 8]
+    groups = [[Contract(f"{n}-{i}", amended(text(n), i)) for i in range(size)] for n, size in enumerate((4, 3, 3))]
+    split = split_corpus(corpus([contract for group in groups for contract in group]))
+    assert sorted(len(part.contracts) for part in (split.train, split.val, split.test)) == [3, 3, 4]
     with pytest.raises(CorpusError, match="2 groups of near-duplicates"):
         split_corpus(corpus([*big, Contract("b", text(1))]))
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from modules.signatures import NO_QUOTE, NOT_FOUND, CompareAnswers, ReviewPassages, WriteQuestion
 from optimizers.local_lm.tiny import write_tiny_model
 from program.base_model import rows
-from program.base_model.packing import PROMPT_WEIGHT, pack, tree_mask
+from program.base_model.packing import DECISION_WEIGHT, PROMPT_WEIGHT, pack, tree_mask
 from program.base_model.rows import Segment, Tree
 from program.base_model.tokenizer import train_tokenizer
 from program.base_model.train import HELD_BACK, known_houses
@@ -65,13 +65,14 @@ def test_each_branch_is_computed_as_if_alone(batch, tmp_path):
 
 
 def test_targets_and_weights_of_a_forked_tree(batch):
-    for place, segment in enumerate((FORKED.prefix, *FORKED.branches)):
+    p, d = PROMPT_WEIGHT, DECISION_WEIGHT
+    # Where a token predicts the next: prompt, then completion, of which all but the first few words weigh 1. The last
+    # token of a segment predicts nothing: what follows it in the row is another branch.
+    weights = [p] * 6 + [0], [p, 1, d, d, 0], [1, 1, 1, 0], [p] * 5 + [0]
+    for place, (segment, wanted) in enumerate(zip((FORKED.prefix, *FORKED.branches), weights, strict=True)):
         row, at = _places(batch, 1, place)
-        n, first = len(segment.ids), max(segment.n_prompt - 1, 0)
         assert batch.ids_B_T[row, at].tolist() == list(segment.ids)
         assert batch.targets_B_T[row, at[:-1]].tolist() == list(segment.ids[1:])
-        wanted = [PROMPT_WEIGHT] * min(first, n - 1) + [1.0] * (n - 1 - min(first, n - 1)) + [0.0]
-        # The last token of a segment predicts nothing: what follows it in the row is another branch.
         assert batch.weights_B_T[row, at].tolist() == pytest.approx(wanted)
 
 
@@ -117,8 +118,10 @@ def test_encoding_prefix_and_branch_apart_is_encoding_the_whole(material):
     for signature, tree in _trees(material):
         seen.add(signature)
         for branch in tree.branches:
-            whole = tree.prefix.ids + branch.ids
-            assert _encode(tokenizer, tokenizer.decode(whole)) == whole
+            # Prompt and completion are encoded apart in serving and fine-tuning too (optimizers/local_lm/prompts.py).
+            prompt, completion = tree.prefix.ids + branch.ids[: branch.n_prompt], branch.ids[branch.n_prompt :]
+            assert _encode(tokenizer, tokenizer.decode(prompt)) == prompt
+            assert _encode(tokenizer, tokenizer.decode(completion)) == completion
     assert len(seen) == 3
 
 

@@ -54,7 +54,7 @@ def _report(tmp_path, stages, status="complete", losses=None, chosen=None, confi
             run.append_scores(stage[0]["stage"], stage)
         run.write_json("config.json", {"lm": "evergreen-base", "seed": 0, "recipe": "p -> s"} | (config or {}))
         run.write_json("summary.json", summarize(rows, resamples=200) | ({"chosen": chosen} if chosen else {}))
-        for place in ("training/sft-1a2b", "program/adapters/sft-1a2b") if losses is not None else ():
+        for place in ("training/sft-1a2b", "program/adapters/sft-copy") if losses is not None else ():
             (run.folder / place).mkdir(parents=True)
             (run.folder / place / "training.json").write_text(json.dumps(losses))
         place = run.finish(status, "it broke" if status != "complete" else "")
@@ -179,7 +179,8 @@ def test_few_losses_leave_their_places_to_gains():
 def test_the_page_stands_alone_and_escapes_contract_text(tmp_path):
     stages = [_stage("base", 3), _stage("p", 5, errors=(1,)), _stage("p -> s", 7)]
     page = _report(tmp_path, stages, losses=LOSSES)
-    assert page.count("<svg") == 2 and page.count("sft-1a2b") == 1  # the program's own copy is not drawn again
+    assert page.count("<svg") == 2
+    assert "sft-1a2b" in page and "sft-copy" not in page  # the program's own copy is not drawn again
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "<b>Ohio" not in page and "laws of &lt;b&gt;Ohio" in page
     assert not re.search(r"""(src|href)=["']?(https?:)?//|url\(["']?http|@import""", page)
