@@ -198,7 +198,9 @@ def _cut(text: str, unit: _Unit, max_chars: int) -> Iterator[_Unit]:
     while body_end - start > max_chars:
         n_pieces = -(-(body_end - start) // max_chars)
         aim, last = start - (start - body_end) // n_pieces, start + max_chars
-        cut = _nearest(good, aim, start + max_chars // 3, last) or _nearest(spaces, aim, start + 1, last) or last
+        cut = (
+            _nearest(good, aim, start + max(1, max_chars // 3), last) or _nearest(spaces, aim, start + 1, last) or last
+        )
         yield replace(unit, start=start, end=cut)
         start = cut
     end = min(unit.end, start + max_chars)

@@ -28,7 +28,7 @@ class InstructTune(BootstrapFinetune):
 
     @staticmethod
     def finetune_lms(finetune_dict: dict[Any, dict[str, Any]]) -> dict[Any, dspy.LM]:
-        """As BootstrapFinetune.finetune_lms; Ctrl-C ends the training too, which would run on in its thread to its end."""
+        """As BootstrapFinetune.finetune_lms; Ctrl-C ends the training too, which would run on in its thread."""
         providers = [job["lm"].provider for job in finetune_dict.values()]
         try:
             return BootstrapFinetune.finetune_lms(finetune_dict)
