@@ -301,8 +301,12 @@ def test_ctrl_c_in_training_ends_the_training_too(earlier, monkeypatch):
         stopped.append(state.global_step)
 
     monkeypatch.setattr(sft._Watch, "on_step_end", interrupt, raising=False)
-    with pytest.raises(KeyboardInterrupt):
-        _start(config)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with it ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _start(config)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert stopped == [True, 1]
     assert _files(Path(config.out)) == before
     assert read_run(Path(f"{config.out}.partial")).status == "partial"
