@@ -73,7 +73,8 @@ def compile(
             progress=progress,
         )
         try:
-            with dspy.context(lm=lm, adapter=build_adapter()):
+            # Truncated completions of a weak model would fill the terminal with one warning each.
+            with logged(run.folder / "compile.log"), dspy.context(lm=lm, adapter=build_adapter()):
                 program = ContractReview(index, config.k_passages)
                 program.set_lm(lm)
                 say(estimate(program, config, train, val, test))
@@ -82,8 +83,7 @@ def compile(
                 teacher = LabelTeacher(index, train, config.k_passages)
                 teacher.set_lm(lm)
                 say(f"compiling {config.recipe!r} on {len(train)} questions, choosing on {len(val)}")
-                with logged(run.folder / "compile.log"):
-                    stages = run_recipe(program, config, build_adapter(), trainset=train, valset=val, teacher=teacher)
+                stages = run_recipe(program, config, build_adapter(), trainset=train, valset=val, teacher=teacher)
                 for stage in stages[1:]:
                     scored = score_program(stage.program, test, stage.recipe, threads=config.threads, progress=progress)
                     run.append_scores(stage.recipe, scored)
