@@ -7,10 +7,9 @@ import torch
 from program.base_model.rows import Tree
 
 PROMPT_WEIGHT = 0.1
-# The first words of a quote decide which passage answers, or that none does; the rest is copying, and there is more
-# of it.
+# The first words of a quote or a question decide which passage answers, or that none does, or what is asked; the rest
+# is copying, and there is more of it.
 DECISION_WEIGHT = 4.0
-DECISION_TOKENS = slice(1, 4)  # of a completion, behind its field marker
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +48,7 @@ def pack(trees: list[Tree], n_rows: int, n_tokens: int) -> Batch:
             targets[row, start : start + length - 1] = torch.tensor(segment.ids[1:])
             weight = torch.full((length - 1,), PROMPT_WEIGHT)
             weight[max(segment.n_prompt - 1, 0) :] = 1.0
-            if segment.n_prompt:
-                weight[segment.n_prompt - 1 :][DECISION_TOKENS] = DECISION_WEIGHT
+            weight[[place - 1 for place in segment.deciding]] = DECISION_WEIGHT
             weights[row, start : start + length - 1] = weight
             if branch_number == 1 and len(tree.branches) == 1 and segment.n_prompt == 0:
                 targets[row, root + depth - 1], weights[row, root + depth - 1] = segment.ids[0], 1.0

@@ -33,14 +33,20 @@ from modules.signatures import (
 _ADAPTER = dspy.ChatAdapter()
 _VECTORS = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), n_features=2**14, norm="l2", alternate_sign=False)
 _CUT = "\x00cut\x00"
+_DECIDING_FIELDS = ("quotes", "question")
+_N_DECIDING = 4  # tokens behind such a field's marker
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens of a prefix or a branch: a prompt up to `n_prompt`, a completion from there (`packing.py` weighs them)."""
+    """Tokens of a prefix or a branch: a prompt up to `n_prompt`, a completion from there (`packing.py` weighs them).
+
+    `deciding` are the places of the tokens that open a quote or a question: the choice, where the rest is copying.
+    """
 
     ids: tuple[int, ...]
     n_prompt: int
+    deciding: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,5 +277,12 @@ def _tree(
         if len(ids) > room:
             break
         room -= len(ids)
-        encoded.append(Segment(tuple(ids), len(prompt_ids)))
+        encoded.append(Segment(tuple(ids), len(prompt_ids), _deciding(tokenizer, ids, len(prompt_ids))))
     return Tree(Segment(tuple(prefix), len(prefix)), tuple(encoded))
+
+
+def _deciding(tokenizer, ids: list[int], n_prompt: int) -> tuple[int, ...]:
+    markers = [f"{space}[[ ## {field} ## ]]\n" for field in _DECIDING_FIELDS for space in ("", "\n\n")]
+    markers = set(tokenizer.convert_tokens_to_ids(markers))
+    opened = [place + 1 for place in range(n_prompt, len(ids)) if ids[place] in markers]
+    return tuple(place for start in opened for place in range(start, min(start + _N_DECIDING, len(ids))))

@@ -30,7 +30,7 @@ def boilerplate() -> list[str]:
         pieces += [line + "\n" for line in system.split("\n") if len(line) > 12 and "[[" not in line]
         pieces += [system.rsplit("\n", 1)[-1], "\n\n" + user.rsplit("\n\n", 1)[-1]]
     frame = 'Highlight the parts (if any) of this contract related to "'
-    return list(dict.fromkeys([*pieces, frame, '" that should be reviewed by a lawyer. Details: ', NOT_FOUND, "\n["]))
+    return list(dict.fromkeys([*pieces, frame, '" that should be reviewed by a lawyer. Details: ', NOT_FOUND]))
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -1,8 +1,7 @@
 """Train `evergreen-base` from scratch, on generated contracts only: `python -m program.base_model.train`.
 
 Seeded and resumable: rows of a block depend on the seed and the block's number alone, and a checkpoint holds model,
-both
-optimizers and the step. Matrices move by Muon, the rest by AdamW; constant rate, then linear decay over the last fifth.
+both optimizers and the step. Matrices move by Muon, the rest by AdamW; constant rate, then linear decay to zero.
 """
 
 import argparse
@@ -35,7 +34,7 @@ SHEETS_A_BLOCK = 30
 class PretrainConfig:
     """One dial, `steps`; widths and rates were chosen on the first thousand steps (benchmarks/LOG.md)."""
 
-    steps: int = 4600
+    steps: int = 5600
     seed: int = 0
     rows_a_step: int = 6
     tokens_a_row: int = 768
@@ -43,7 +42,7 @@ class PretrainConfig:
     width: int = 256
     muon_rate: float = 0.02
     adamw_rate: float = 3e-3
-    decay_share: float = 0.25
+    decay_share: float = 0.4
     warmup_steps: int = 60
     long_share: float = 0.2  # of the steps, at the end: half the rows, twice as long, with demonstrations
 
@@ -95,7 +94,7 @@ def _draw_tree(
         return rows.drill_tree(tokenizer, sheet, other, rng, max_tokens=n_tokens)
     k_passages = rng.choice(passages_shown(progress))
     kind = rng.random()
-    if kind < 0.15:
+    if kind < 0.20:
         return rows.write_tree(tokenizer, sheet, rng, max_tokens=n_tokens)
     if kind < 0.40:
         return rows.compare_tree(tokenizer, sheet, other, rng, max_tokens=rng.choice((384, 512, n_tokens)))
