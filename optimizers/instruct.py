@@ -6,19 +6,21 @@ import dspy
 from dspy.teleprompt import BootstrapFinetune
 
 from optimizers.local_lm.provider import LocalProvider
+from optimizers.local_lm.stock import SteadyFinetune
 
 
-class InstructTune(BootstrapFinetune):
+class InstructTune(SteadyFinetune):
     """BootstrapFinetune whose teacher answers under the student's own instructions and demonstrations.
 
     Stock BootstrapFinetune renders its training rows with the teacher's prompts, so a student compiled by a prompt
-    optimizer before it would be trained under one prompt and served under another. Everything else is stock.
+    optimizer before it would be trained under one prompt and served under another. Everything else is as in
+    SteadyFinetune: examples that fail are left out and counted.
     """
 
     def compile(
         self, student: dspy.Module, trainset: list[dspy.Example], teacher: dspy.Module | list[dspy.Module] | None = None
     ) -> dspy.Module:
-        """As BootstrapFinetune.compile; the teacher's signatures and demonstrations become the student's."""
+        """As SteadyFinetune.compile; the teacher's signatures and demonstrations become the student's."""
         teachers = teacher if isinstance(teacher, list) else [teacher]
         for each in teachers:
             for theirs, own in zip(each.predictors() if each else [], student.predictors(), strict=False):

@@ -11,10 +11,11 @@ from typing import Any
 
 import dspy
 
-from optimizers.local_lm.engine import AsyncLocalEngine, Completion, LocalEngine, forget_engines, shared_engine
+from optimizers.local_lm.engine import AsyncLocalEngine, Completion, LocalEngine
 from optimizers.local_lm.programs import load_program, save_program
 from optimizers.local_lm.provider import LocalProvider, LocalTrainingJob
-from optimizers.local_lm.settings import SFTSettings
+from optimizers.local_lm.registry import forget_engines, shared_engine
+from optimizers.local_lm.training.settings import METHODS
 from optimizers.local_lm.weights import Weights, load_weights
 
 __all__ = [
@@ -23,7 +24,7 @@ __all__ = [
     "LocalEngine",
     "LocalProvider",
     "LocalTrainingJob",
-    "SFTSettings",
+    "METHODS",
     "Weights",
     "forget_engines",
     "load_program",

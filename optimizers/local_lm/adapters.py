@@ -2,27 +2,55 @@
 
     <work_dir>/adapters/sft-3f2a91c0de/   adapter_config.json  adapter_model.safetensors  training.json  COMPLETE
 
-Base weights stay in memory once. Serving the base switches adapters off; training takes them all off.
+Base weights stay in memory once. An adapter of any kind (tuners.py) is a graft: pointers that are put into the network
+while it serves or trains, and taken out after, so that the base is the plain base, bit for bit.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
+from torch import Tensor
 
 from optimizers.errors import ModelError, TrainingError
+from optimizers.local_lm.grafts import Graft, Snapshot, as_base, put_in, take_out
 from optimizers.local_lm.sealed import MARKER, check_seal, draft_beside, move_into_place, seal
+from optimizers.local_lm.tuners import Peft, options_of, tuner_from, word_of
 from optimizers.local_lm.weights import Weights, file_sha256
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# injection.py is imported where it is needed: peft takes a second to import, and the bare base serves without it.
 MAX_ATTACHED = 8
-WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
+MAX_ATTACHED_BYTES = {"cpu": 4 * 2**30, "cuda": 24 * 2**30}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What to call for one adapter: `model`, the network, and `opening`, what stands before every prompt.
+
+    `opening` holds keys and values (1xHxLxD, one pair per layer) of L virtual tokens; empty for most adapters.
+    """
+
+    model: Any
+    opening: Sequence[tuple[Tensor, Tensor]] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """A training in progress: the tuner's config, the trainable module, and the graft it stands in the network as."""
+
+    tuner: Any
+    module: Any
+    graft: Graft
 
 
 def check_adapter(folder: Path, weights: Weights) -> None:
@@ -35,128 +63,191 @@ def check_adapter(folder: Path, weights: Weights) -> None:
         )
 
 
+def tuner_of(folder: Path) -> Any:
+    """The tuner's config that an adapter was made with. Raises ModelError if the adapter is broken."""
+    told = check_seal(folder).get("tuner", {"word": "lora", "options": {}})
+    return tuner_from(told["word"], told["options"])
+
+
 @contextmanager
-def serving(weights: Weights, adapter: str | None, root: Path) -> Iterator[Any]:
-    """The model to call for `adapter` (None: the bare base), for as long as the block lasts. Hold `weights.lock`."""
-    if adapter is None:
-        if weights.peft is None:
-            yield weights.model
-        else:
-            with weights.peft.disable_adapter():
-                yield weights.model
-        return
-    _attach(weights, adapter, root)
-    weights.peft.set_adapter(adapter, inference_mode=True)
-    yield weights.model
+def serving(weights: Weights, adapter: str | None, root: Path) -> Iterator[Served]:
+    """What to call for `adapter` (None: the bare base), for as long as the block lasts. Hold `weights.lock`.
+
+    Inside `training` too, where None is the base as a reference model; what is being trained stands there again after.
+    """
+    graft = None if adapter is None else _attach(weights, adapter, root)
+    with _standing(weights, graft):
+        yield Served(weights.model, () if graft is None else graft.opening)
 
 
-def _attach(weights: Weights, adapter: str, root: Path) -> None:
-    if adapter in weights.attached:
-        weights.attached[adapter] = weights.attached.pop(adapter)
-        return
+@contextmanager
+def serving_trained(weights: Weights) -> Iterator[Served]:
+    """What to call for the weights in training, as they are now: for rollouts on policy. Inside `training` only.
+
+    Float32 copies over a half-precision base serve in the base's dtype, as the kept adapter will.
+    """
+    if weights.tuning is None:
+        raise TrainingError("nothing is in training; open training(weights, ...) around this")
+    from optimizers.local_lm.injection import opening_of
+
+    graft, module = weights.tuning.graft, weights.tuning.module
+    with _standing(weights, as_base(graft) if module is weights.model else graft):
+        yield Served(weights.model, opening_of(weights, module))
+
+
+@contextmanager
+def _standing(weights: Weights, graft: Graft | None) -> Iterator[None]:
+    """`graft` alone in the network, in eval mode; then what stood there before, in its mode."""
+    model, before = weights.model, weights.graft
+    was_training = model.training
+    _exchange(weights, graft)
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        _exchange(weights, before)
+        if was_training:
+            model.train()
+
+
+def _exchange(weights: Weights, graft: Graft | None) -> None:
+    if weights.graft is not None:
+        take_out(weights.graft)
+    if graft is not None:
+        put_in(graft)
+    weights.graft = graft
+
+
+def _attach(weights: Weights, adapter: str, root: Path) -> Graft:
+    attached = weights.attached
+    if adapter in attached:
+        attached[adapter] = attached.pop(adapter)
+        return attached[adapter]
+    from optimizers.local_lm.injection import load
+
     folder = root / adapter
     check_adapter(folder, weights)
-    try:
-        if weights.peft is None:
-            weights.peft = PeftModel.from_pretrained(weights.model, folder, adapter_name=adapter, use_safetensors=True)
-        else:
-            weights.peft.load_adapter(folder, adapter_name=adapter, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as err:
-        raise ModelError(f"adapter {adapter!r} does not fit {weights.base!r}: {err}") from err
-    weights.peft.eval()
-    weights.attached[adapter] = folder
-    while len(weights.attached) > MAX_ATTACHED:
-        oldest = next(iter(weights.attached))
-        weights.peft.delete_adapter(oldest)
-        del weights.attached[oldest]
+    with _standing(weights, None):
+        snapshot = Snapshot(weights.model)
+        try:
+            attached[adapter] = snapshot.graft(load(weights, folder))
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as err:
+            raise ModelError(f"adapter {adapter!r} does not fit {weights.base!r}: {err}") from err
+        finally:
+            snapshot.restore()
+    limit = MAX_ATTACHED_BYTES.get(weights.device.type, MAX_ATTACHED_BYTES["cpu"])
+    while len(attached) > 1 and (
+        len(attached) > MAX_ATTACHED or sum(graft.size_bytes for graft in attached.values()) > limit
+    ):
+        del attached[next(iter(attached))]
+    return attached[adapter]
 
 
 def detach_all(weights: Weights) -> None:
-    """Take every adapter off: `weights.model` is again the plain base, layer for layer. Hold `weights.lock`."""
-    if weights.peft is not None:
-        weights.peft.unload()
-        weights.peft = None
+    """Forget every attached adapter; the next request for one reads it from its folder. Hold `weights.lock`."""
     weights.attached.clear()
-    # peft leaves its note on the model and would warn of a second wrapping.
-    for name in ("peft_config", "_hf_peft_config_loaded"):
-        weights.model.__dict__.pop(name, None)
 
 
 @contextmanager
-def training(weights: Weights, *, lora: LoraConfig | None = None, parent: Path | None = None) -> Iterator[PeftModel]:
-    """A trainable PeftModel over the base: a fresh `lora`, or a copy of the adapter in `parent`. Holds the lock.
+def training(weights: Weights, *, tuner: Any = None, parent: Path | None = None) -> Iterator[Any]:
+    """A trainable module over the base: a fresh one of `tuner` (see tuners.py), or a copy of the adapter in `parent`.
 
-    On leaving, whatever happened, the base is as it was: no wrapped layer, eval mode, its config and forward restored.
-    Raises TrainingError if nothing would be trained; ModelError if `parent` is broken.
+    A PeftModel with its adapter named "default"; for Full and TopLayers the network itself, with float32 copies of what
+    is trained. A parent is trained on as the kind that it is; a `tuner` given beside it must be of that kind, and its
+    options are of no effect. Holds the lock. On leaving, whatever happened, the base is as it was: layers, values,
+    dtypes, modes, hooks, config. Raises TrainingError if nothing would be trained; ModelError if `parent` is broken.
     """
-    if (lora is None) == (parent is None):
-        raise TrainingError("give either a fresh LoRA config or a parent adapter, not both and not neither")
+    from optimizers.local_lm.injection import inject, resume
+
     with weights.lock:
-        detach_all(weights)
+        tuner = _tuner(weights, tuner, parent)
         model, tokenizer = weights.model, weights.tokenizer
         configs = [model.config, model.generation_config]
-        before = [dict(config.__dict__) for config in configs]
-        own, pad_token = dict(model.__dict__), tokenizer.pad_token
-        try:
-            if parent is None:
-                peft = get_peft_model(model, lora)
-            else:
-                check_adapter(parent, weights)
-                peft = PeftModel.from_pretrained(model, parent, is_trainable=True, use_safetensors=True)
-            weights.peft = peft
-            if not any(parameter.requires_grad for parameter in peft.parameters()):
-                raise TrainingError("no parameter would be trained; the adapter fits none of the model's layers")
-            yield peft
-        finally:
-            if getattr(model, "is_activation_checkpointing", False):
-                model.gradient_checkpointing_disable()
-            if "_require_grads_hook" in model.__dict__ and "_require_grads_hook" not in own:
-                model.disable_input_require_grads()
-            detach_all(weights)
-            model.__dict__.clear()
-            model.__dict__.update(own)
-            for config, kept in zip(configs, before, strict=True):
-                config.__dict__.clear()
-                config.__dict__.update(kept)
-            tokenizer.pad_token = pad_token
-            model.requires_grad_(False)
-            model.eval()
+        kept, pad_token = [dict(config.__dict__) for config in configs], tokenizer.pad_token
+        with _standing(weights, None):
+            snapshot = Snapshot(model)
+            try:
+                module = inject(weights, tuner) if parent is None else resume(weights, parent)
+                module.eval()  # new layers come in training mode; whoever trains switches all of it
+                graft = _graft(snapshot, tuner)
+                if not any(parameter.requires_grad for parameter in module.parameters()):
+                    raise TrainingError("no parameter would be trained; the tuner fits none of the model's layers")
+                weights.graft, weights.tuning = graft, Tuning(tuner, module, graft)
+                yield module
+            finally:
+                weights.graft = weights.tuning = None
+                snapshot.restore()
+                for config, values in zip(configs, kept, strict=True):
+                    config.__dict__.clear()
+                    config.__dict__.update(values)
+                tokenizer.pad_token = pad_token
+
+
+def _tuner(weights: Weights, tuner: Any, parent: Path | None) -> Any:
+    if weights.tuning is not None:
+        raise TrainingError("these weights are in training already; leave that block first")
+    if parent is None:
+        if tuner is None:
+            raise TrainingError("give a tuner (tuner_from('lora')), a parent adapter, or both")
+        word_of(tuner)
+        return tuner
+    check_adapter(parent, weights)
+    own = tuner_of(parent)
+    if tuner is not None and word_of(tuner) != word_of(own):
+        raise TrainingError(
+            f"adapter {parent.name!r} is of kind {word_of(own)!r} and can be trained on as such alone, not as "
+            f"{word_of(tuner)!r}; leave tuner out, or start from the base"
+        )
+    return own
+
+
+def _graft(snapshot: Snapshot, tuner: Any) -> Graft:
+    try:
+        return snapshot.graft()
+    except ModelError as err:
+        raise TrainingError(f"tuner {word_of(tuner)!r} cannot be served here: {err}") from err
 
 
 def keep_adapter(
-    peft: PeftModel, weights: Weights, root: Path, *, kind: str, record: dict[str, Any], parent: str | None = None
+    module: Any, weights: Weights, root: Path, *, kind: str, record: dict[str, Any], parent: str | None = None
 ) -> str:
-    """Write the trained adapter under `root` and return its name, `<kind>-<10 hex of its content>`.
+    """Write what is in training under `root` and return its name, `<kind>-<10 hex of its content>`.
 
-    `record` becomes training.json. The folder appears whole or not at all. Raises TrainingError for weights not finite.
+    `module` is what `training` gave; call inside its block. `record` becomes training.json. The folder appears whole or
+    not at all. Raises TrainingError for weights not finite, or for a module that serves otherwise than it trained.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", kind):
         raise TrainingError(f"adapter name {kind!r} may hold only letters, digits, '_' and '-'")
-    if not all(torch.isfinite(p).all() for p in peft.parameters() if p.requires_grad):
+    if weights.tuning is None or weights.tuning.module is not module:
+        raise TrainingError("this module is not in training; keep an adapter inside the block that trains it")
+    if not all(torch.isfinite(p).all() for p in module.parameters() if p.requires_grad):
         raise TrainingError("the trained weights are not finite; lower learning_rate")
+    from optimizers.local_lm.injection import CONFIG_FILE, WEIGHTS_FILE, write
+
+    tuner = weights.tuning.tuner
+    if isinstance(tuner, Peft):
+        _check_plain_call(weights, module)
     with draft_beside(root) as draft:
-        active = peft.active_adapter
-        peft.save_pretrained(draft, safe_serialization=True, selected_adapters=[active])
-        if active != "default":
-            for file in (draft / active).iterdir():
-                file.replace(draft / file.name)
-            (draft / active).rmdir()
-        (draft / "README.md").unlink(missing_ok=True)
-        _clean_config(draft / CONFIG_FILE, weights)
+        write(weights, module, tuner, draft)
         content = file_sha256(draft / WEIGHTS_FILE) + file_sha256(draft / CONFIG_FILE) + weights.digest
         name = f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
         (draft / "training.json").write_text(json.dumps({"parent": parent, **record}, indent=1))
-        seal(draft, {"base": weights.base, "base_digest": weights.digest})
+        made_with = {"word": word_of(tuner), "options": options_of(tuner)}
+        seal(draft, {"base": weights.base, "base_digest": weights.digest, "tuner": made_with})
         if not (root / name / MARKER).is_file():
             move_into_place(draft, root / name)
         return name
 
 
-def _clean_config(path: Path, weights: Weights) -> None:
-    """The base's public name instead of its folder (a path of one machine), and modules in a fixed order."""
-    config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = weights.base
-    config["inference_mode"] = True
-    if isinstance(config.get("target_modules"), list):
-        config["target_modules"] = sorted(config["target_modules"])
-    path.write_text(json.dumps(config, indent=1, sort_keys=True))
+@torch.no_grad()
+def _check_plain_call(weights: Weights, module: "PeftModel") -> None:
+    """A tuner that acts through PeftModel's own forward alone would train, and then serve as the bare base."""
+    if module.active_peft_config.is_prompt_learning:
+        return
+    with _standing(weights, weights.tuning.graft):
+        module.eval()
+        ids = torch.tensor([sorted(weights.stop_ids)[:1] * 4], device=weights.device)
+        trained, plain = module(input_ids=ids).logits, weights.model(input_ids=ids).logits
+    if not torch.equal(trained, plain):
+        raise TrainingError(f"{word_of(weights.tuning.tuner)} acts outside the network's layers and cannot be served")

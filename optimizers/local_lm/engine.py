@@ -1,38 +1,29 @@
-"""The DSPy engine: requests of any number of threads, micro-batched onto one in-process model.
-
-One dispatcher thread runs the model. It waits for its first request, then for as many as it has just answered (the
-callers that are likely to come back) or a fifth of the last batch's time, and decodes them together.
-
-Streaming gives the whole answer as one delta: a batch is decoded as a whole.
-"""
+"""The DSPy engine: requests of any number of threads and coroutines, batched onto one in-process model."""
 
 import asyncio
-import atexit
-import threading
-import time
+import random
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
-import torch
 from dspy import lm15
 from dspy.clients.engines.base import validate_request
-from dspy.lm15 import Message, Request, Response, TokenLogprob, TopLogprob, Usage
+from dspy.lm15 import Message, Request, Response, StreamStartEvent, Usage
 
 from optimizers.errors import ModelError
 from optimizers.local_lm.adapters import check_adapter, serving
-from optimizers.local_lm.decoding import Output, PrefixStore, Row, decode, score_rows, supports_prefix
-from optimizers.local_lm.prompts import Chat, encode_completion, encode_prompt, request_chat
-from optimizers.local_lm.weights import Weights, forget_weights, load_weights
-
-PROVIDER = "local"
-PREFIX_BYTES = {"cpu": 256 * 2**20, "cuda": 4 * 2**30}
-SHARE_TOKENS = 48
-MAX_WAIT_S, MIN_WAIT_S = 0.2, 0.002
+from optimizers.local_lm.constraints import Grammars
+from optimizers.local_lm.decoding import score_rows
+from optimizers.local_lm.dispatch import Dispatcher, Job
+from optimizers.local_lm.prefixes import PrefixStore
+from optimizers.local_lm.prompts import PROVIDER, Chat, encode_completion, encode_prompt, request_chat
+from optimizers.local_lm.rows import Output, Row
+from optimizers.local_lm.streams import EventListener, token_logprobs
+from optimizers.local_lm.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -46,28 +37,20 @@ class Completion:
     finish_reason: str
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    request: Request
-    chat: list[dict[str, str]]
-    row: Row
-    adapter: str | None
-    answer: Future
-
-
 class LocalEngine:
     """Sync engine of `local_lm`: `complete(Request) -> Response` on one Hugging Face causal LM in this process.
 
-    `completions` is a bounded log of raw answers, newest last. `batch_sizes` counts rows per decoded batch. Raises
-    dspy.lm15 errors from `complete`: ContextLengthError, UnsupportedModelError, UnsupportedFeatureError, and the
-    retryable ServerError when memory runs out.
+    `completions` is a bounded log of raw answers, newest last. `batch_sizes` counts rows per decoded batch. A
+    response_format (JSON object or schema) is honoured by constrained decoding. Raises dspy.lm15 errors from
+    `complete`: ContextLengthError, UnsupportedModelError, UnsupportedFeatureError, InvalidRequestError (a schema that
+    cannot be compiled or kept within max_tokens), and the retryable ServerError when memory runs out.
     """
 
     supports_function_calling = False
     supports_reasoning = False
-    supports_response_schema = False
+    supports_response_schema = True
     supported_params = frozenset(
-        {"temperature", "max_tokens", "top_p", "top_k", "stop", "seed", "logprobs", "top_logprobs"}
+        {"temperature", "max_tokens", "top_p", "top_k", "stop", "seed", "logprobs", "top_logprobs", "response_format"}
     )
 
     def __init__(
@@ -79,12 +62,9 @@ class LocalEngine:
         self.max_batch, self.max_tokens = max_batch, max_tokens
         self.spec: dict[str, Any] = {}
         self.completions: deque[Completion] = deque(maxlen=keep)
-        self.batch_sizes: deque[int] = deque(maxlen=keep)
-        limit = PREFIX_BYTES[weights.device.type if weights.device.type in PREFIX_BYTES else "cpu"]
-        self.prefixes = PrefixStore(limit) if supports_prefix(weights.model) else None
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        vocab_size = weights.model.get_output_embeddings().weight.shape[0]
+        self.grammars = Grammars(weights.tokenizer, vocab_size, weights.stop_ids)
+        self.dispatcher = Dispatcher(weights, self.adapters_dir, max_batch, self._answered)
 
     def __deepcopy__(self, memo: dict) -> "LocalEngine":
         return self  # one model in memory, however many copies of a program
@@ -94,6 +74,16 @@ class LocalEngine:
         """Where this engine's adapters lie."""
         return self.work_dir / "adapters"
 
+    @property
+    def batch_sizes(self) -> deque[int]:
+        """Rows in each decoded batch, newest last."""
+        return self.dispatcher.batch_sizes
+
+    @property
+    def prefixes(self) -> PrefixStore | None:
+        """The kept prompt prefixes; None for a model whose cache cannot be cropped."""
+        return self.dispatcher.prefixes
+
     # -- what DSPy calls
 
     def complete(self, request: Request) -> Response:
@@ -101,17 +91,22 @@ class LocalEngine:
         return self.submit(request).result()
 
     def stream(self, request: Request) -> Iterator[Any]:
-        """The answer's events, text in one delta."""
-        yield from lm15.response_to_events(self.complete(request))
+        """The answer's events as its tokens are decoded, in a batch with others. Closing it gives the answer up."""
+        events: SimpleQueue[Any] = SimpleQueue()
+        listener = self._listener(request, events.put)
+        answer = self.submit(request, listener)
+        try:
+            yield StreamStartEvent(model=request.model)
+            while (event := _raised(events.get())).type != "end":
+                yield event
+            yield event
+        finally:
+            listener.gone = True
+            answer.cancel()
 
     def close(self, timeout_s: float = 60.0) -> None:
         """Stop the dispatcher once it has answered what is queued; the next request starts another."""
-        with self._starting:
-            thread, self._thread = self._thread, None
-            if thread is not None:
-                self._queue.put(None)
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout=timeout_s)
+        self.dispatcher.close(timeout_s)
 
     def dump_state(self) -> dict[str, Any]:
         """What `load_state` needs to build the engine again; no weights, no secrets."""
@@ -120,12 +115,14 @@ class LocalEngine:
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> "LocalEngine":
         """The engine that `dump_state` described, shared with any other of the same description."""
+        from optimizers.local_lm.registry import shared_engine
+
         return shared_engine(**state)
 
     # -- beyond the protocol
 
-    def submit(self, request: Request) -> Future:
-        """Queue a request; the future yields its Response."""
+    def submit(self, request: Request, listener: EventListener | None = None) -> Future:
+        """Queue a request; the future yields its Response. `listener` hears it while it is being said."""
         validate_request(request)
         adapter = self.adapter_of(request.model)
         if adapter is not None and adapter not in self.weights.attached:
@@ -135,8 +132,10 @@ class LocalEngine:
                 raise lm15.UnsupportedModelError(str(err), provider=PROVIDER) from err
         chat = request_chat(request)
         row = self._row(request, encode_prompt(self.weights, chat))
-        job = _Job(request, chat, row, adapter, Future())
-        self._enqueue(job)
+        job = Job(request, chat, row, adapter, Future(), listener)
+        if listener is not None:
+            job.answer.add_done_callback(listener.finish)
+        self.dispatcher.put(job)
         return job.answer
 
     def score(self, messages: Chat, completions: Sequence[str], model: str | None = None) -> list[float]:
@@ -155,8 +154,8 @@ class LocalEngine:
                 f"prompt and completion take {longest} tokens; the context is {self.weights.context_tokens}",
                 provider=PROVIDER,
             )
-        with self.weights.lock, serving(self.weights, adapter, self.adapters_dir) as network:
-            return score_rows(network, prompt, rows, self.prefixes, adapter)
+        with self.weights.lock, serving(self.weights, adapter, self.adapters_dir) as served:
+            return score_rows(served.model, prompt, rows, self.prefixes, adapter, opening=served.opening)
 
     def adapter_of(self, model: str) -> str | None:
         """The adapter a model string names, None for the bare base. Raises UnsupportedModelError for another base."""
@@ -175,11 +174,11 @@ class LocalEngine:
 
     # -- inside
 
+    def _listener(self, request: Request, put: Any) -> EventListener:
+        return EventListener(put, self.weights.tokenizer, request.config.logprobs is not None)
+
     def _row(self, request: Request, ids: list[int]) -> Row:
         config = request.config
-        for name in ("frequency_penalty", "presence_penalty", "reasoning", "probabilities", "extensions"):
-            if getattr(config, name):
-                raise lm15.UnsupportedFeatureError(f"a local LM has no {name}; drop it", feature=f"config.{name}")
         max_tokens = config.max_tokens or self.max_tokens
         if len(ids) + max_tokens > self.weights.context_tokens:
             raise lm15.ContextLengthError(
@@ -187,135 +186,37 @@ class LocalEngine:
                 f"{self.weights.context_tokens} tokens that {self.weights.base!r} has; shorten it or lower max_tokens",
                 provider=PROVIDER,
             )
+        heat = config.temperature or 0.0
         return Row(
             ids=tuple(ids),
             max_tokens=max_tokens,
-            temperature=config.temperature or 0.0,
+            temperature=heat,
             top_p=1.0 if config.top_p is None else config.top_p,
             top_k=config.top_k or 0,
             stop=config.stop,
-            seed=config.seed,
+            # A seed of its own even where none is asked for: a batch that is run again says the same again.
+            seed=random.getrandbits(62) if heat and config.seed is None else config.seed,
             logprobs=config.logprobs,
+            grammar=self.grammars.compile(config.response_format, max_tokens) if config.response_format else None,
         )
 
-    def _enqueue(self, job: _Job) -> None:
-        with self._starting:
-            if self._thread is None or not self._thread.is_alive():
-                # A queue of its own per thread: none takes another's farewell, no job comes after it.
-                self._queue = SimpleQueue()
-                self._thread = threading.Thread(
-                    target=_dispatch, args=(self, self._queue), name="local-lm", daemon=True
-                )
-                self._thread.start()
-            self._queue.put(job)
-
-    def _run(self, jobs: list[_Job]) -> None:
-        """Decode jobs of one adapter; on exhausted memory halve the batch, down to one."""
-        try:
-            with self.weights.lock, serving(self.weights, jobs[0].adapter, self.adapters_dir) as network:
-                rows = [job.row for job in jobs]
-                tokenizer, stop_ids = self.weights.tokenizer, self.weights.stop_ids
-                outputs = decode(network, tokenizer, rows, stop_ids, self.prefixes, jobs[0].adapter)
-        except Exception as err:
-            if not _out_of_memory(err):
-                raise
-            if self.prefixes is not None:
-                with self.weights.lock:
-                    self.prefixes.clear()
-            if self.weights.device.type == "cuda":
-                torch.cuda.empty_cache()
-            if len(jobs) == 1:
-                raise lm15.ServerError(f"out of memory on a single prompt of {len(jobs[0].row.ids)} tokens") from err
-            half = len(jobs) // 2
-            self._run_safely(jobs[:half])
-            self._run_safely(jobs[half:])
-            return
-        self.batch_sizes.append(len(jobs))
-        for job, output in zip(jobs, outputs, strict=True):
-            chat = tuple(job.chat)
-            self.completions.append(
-                Completion(job.request.model, chat, output.text, tuple(output.ids), output.finish_reason)
-            )
-            job.answer.set_result(_response(self.weights.tokenizer, job, output))
-
-    def _run_safely(self, jobs: list[_Job]) -> None:
-        try:
-            self._run(jobs)
-        except Exception as err:  # every caller must hear of it; none may wait for ever
-            for job in jobs:
-                if not job.answer.done():
-                    job.answer.set_exception(err)
-
-
-def _dispatch(engine: LocalEngine, queue: SimpleQueue) -> None:
-    expected, last_s = 1, 0.0
-    while True:
-        job = queue.get()
-        if job is None:
-            return
-        jobs = _collect(queue, job, expected, min(MAX_WAIT_S, max(MIN_WAIT_S, last_s / 5)))
-        closing = jobs[-1] is None
-        jobs = [job for job in jobs if job is not None and job.answer.set_running_or_notify_cancel()]
-        begun = time.perf_counter()
-        for batch in plan_batches(jobs, engine.max_batch):
-            engine._run_safely(batch)
-        expected, last_s = len(jobs), time.perf_counter() - begun
-        if closing:
-            return
-
-
-def _collect(queue: SimpleQueue, first: _Job, expected: int, wait_s: float) -> list[_Job | None]:
-    jobs: list[_Job | None] = [first]
-    until = time.perf_counter() + wait_s
-    while jobs[-1] is not None:
-        left_s = until - time.perf_counter() if len(jobs) < expected else 0.0
-        try:
-            jobs.append(queue.get(timeout=left_s) if left_s > 0 else queue.get_nowait())
-        except Empty:
-            return jobs
-    return jobs
-
-
-def plan_batches(jobs: Sequence[_Job], max_batch: int) -> list[list[_Job]]:
-    """Batches of at most `max_batch`: one adapter each, prompts that open alike together, similar lengths together."""
-    groups: dict[tuple, list[_Job]] = {}
-    for job in jobs:
-        groups.setdefault((job.adapter, job.row.ids[:SHARE_TOKENS]), []).append(job)
-    merged: dict[tuple, list[_Job]] = {}
-    for (adapter, opening), group in groups.items():
-        # A handful of odd prompts does better in one unshared batch than in batches of one.
-        merged.setdefault((adapter, opening if len(group) > 3 else None), []).extend(group)
-    batches = []
-    for group in merged.values():
-        group.sort(key=lambda job: len(job.row.ids))
-        batches += [group[i : i + max_batch] for i in range(0, len(group), max_batch)]
-    return batches
-
-
-def _out_of_memory(err: Exception) -> bool:
-    return isinstance(err, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(err)
-
-
-def _response(tokenizer: Any, job: _Job, output: Output) -> Response:
-    logprobs = None
-    if job.row.logprobs is not None:
-        logprobs = tuple(
-            TokenLogprob(
-                token=tokenizer.decode([token]),
-                logprob=logp,
-                token_id=token,
-                top=tuple(TopLogprob(token=tokenizer.decode([t]), logprob=lp, token_id=t) for t, lp in top),
-            )
-            for token, logp, top in zip(output.ids, output.logprobs, output.top, strict=True)
+    def _answered(self, job: Job, output: Output) -> Response:
+        chat, ids = tuple(job.chat), tuple(output.ids)
+        self.completions.append(Completion(job.request.model, chat, output.text, ids, output.finish_reason))
+        return Response(
+            id=None,
+            model=job.request.model,
+            message=Message.assistant(output.text) if output.text else Message.assistant([lm15.TextPart("")]),
+            finish_reason=output.finish_reason,
+            usage=Usage(input_tokens=len(job.row.ids), output_tokens=len(output.ids) + output.stop_tokens),
+            logprobs=None if job.row.logprobs is None else token_logprobs(self.weights.tokenizer, output),
         )
-    return Response(
-        id=None,
-        model=job.request.model,
-        message=Message.assistant(output.text) if output.text else Message.assistant([lm15.TextPart("")]),
-        finish_reason=output.finish_reason,
-        usage=Usage(input_tokens=len(job.row.ids), output_tokens=len(output.ids) + output.stop_tokens),
-        logprobs=logprobs,
-    )
+
+
+def _raised(event: Any) -> Any:
+    if isinstance(event, BaseException):
+        raise event
+    return event
 
 
 class AsyncLocalEngine:
@@ -332,9 +233,18 @@ class AsyncLocalEngine:
         return await asyncio.wrap_future(await asyncio.to_thread(self.engine.submit, request))
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
-        """The answer's events, text in one delta."""
-        for event in lm15.response_to_events(await self.complete(request)):
+        """The answer's events as its tokens are decoded. Closing it gives the answer up."""
+        loop, events = asyncio.get_running_loop(), asyncio.Queue()
+        listener = self.engine._listener(request, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+        answer = await asyncio.to_thread(self.engine.submit, request, listener)
+        try:
+            yield StreamStartEvent(model=request.model)
+            while (event := _raised(await events.get())).type != "end":
+                yield event
             yield event
+        finally:
+            listener.gone = True
+            answer.cancel()
 
     async def aclose(self) -> None:
         """The engine is shared: nothing of its own to close."""
@@ -347,54 +257,3 @@ class AsyncLocalEngine:
     def load_state(cls, state: dict[str, Any]) -> "AsyncLocalEngine":
         """See LocalEngine.load_state."""
         return cls(LocalEngine.load_state(state))
-
-
-_engines: dict[tuple, LocalEngine] = {}
-_building = threading.Lock()
-
-
-def shared_engine(
-    name_or_path: str,
-    *,
-    work_dir: str,
-    quantize: str | None = None,
-    device: str = "auto",
-    dtype: str | None = None,
-    max_batch: int = 32,
-    max_tokens: int = 512,
-) -> LocalEngine:
-    """The process's engine of this description; equal descriptions share one dispatcher and one model."""
-    spec = {
-        "name_or_path": str(name_or_path),
-        "work_dir": str(work_dir),
-        "quantize": quantize,
-        "device": device,
-        "dtype": dtype,
-        "max_batch": max_batch,
-        "max_tokens": max_tokens,
-    }
-    weights = load_weights(name_or_path, quantize=quantize, device=device, dtype=dtype)
-    with _building:
-        key = (id(weights), *spec.values())
-        engine = _engines.get(key)
-        if engine is None:
-            engine = LocalEngine(weights, Path(work_dir), max_batch=max_batch, max_tokens=max_tokens)
-            engine.spec = spec
-            _engines[key] = engine
-        return engine
-
-
-@atexit.register
-def _stop_engines() -> None:
-    # A daemon thread inside torch while the interpreter goes down can take the process with it.
-    for engine in list(_engines.values()):
-        engine.close(timeout_s=5.0)
-
-
-def forget_engines() -> None:
-    """Stop and drop every shared engine, and the weights registry with them (a fresh process's state)."""
-    with _building:
-        for engine in _engines.values():
-            engine.close()
-        _engines.clear()
-    forget_weights()

@@ -12,19 +12,18 @@ from dspy.lm15 import Request, TextPart
 from optimizers.errors import TrainingError
 from optimizers.local_lm.weights import Weights
 
+PROVIDER = "local"
 Chat = Sequence[dict[str, str]]
 ROLES = {"user": "user", "assistant": "assistant", "developer": "system"}
 
 
 def request_chat(request: Request) -> list[dict[str, str]]:
-    """A request's messages as role/content dicts. Raises lm15's UnsupportedFeatureError for what a text LM has not."""
+    """A request's messages as role/content dicts. Raises lm15's UnsupportedFeatureError for what a local LM has not."""
     if request.tools:
         raise lm15.UnsupportedFeatureError("a local LM takes no tools; describe them in the prompt", feature="tools")
-    if request.config.response_format is not None:
-        raise lm15.UnsupportedFeatureError(
-            "a local LM has no response_format; use dspy.ChatAdapter(use_json_adapter_fallback=False)",
-            feature="config.response_format",
-        )
+    for name in ("frequency_penalty", "presence_penalty", "reasoning", "probabilities", "extensions"):
+        if getattr(request.config, name):
+            raise lm15.UnsupportedFeatureError(f"a local LM has no {name}; drop it", feature=f"config.{name}")
     chat = [] if request.system is None else [{"role": "system", "content": _text(request.system)}]
     for message in request.messages:
         if message.role not in ROLES:
@@ -52,8 +51,13 @@ def encode_completion(weights: Weights, chat: Chat, text: str, *, with_end: bool
 
     Raises TrainingError if the template writes the open and the finished turn differently, or never ends a turn.
     """
-    prompt = _render(weights, chat, open_turn=True)
-    whole = _render(weights, [*chat, {"role": "assistant", "content": text}], open_turn=False)
+    answer = {"role": "assistant", "content": text}
+    prompt, whole = _render(weights, chat, open_turn=True), _render(weights, [*chat, answer], open_turn=False)
+    if not whole.startswith(prompt):
+        # Mistral's templates put the system text in front of the last turn, if that is the user's: what comes before
+        # the answer then changes with it, the answer's own tokens do not.
+        prompt = _render(weights, chat[-1:], open_turn=True)
+        whole = _render(weights, [*chat[-1:], answer], open_turn=False)
     if not whole.startswith(prompt):
         raise TrainingError(
             "the chat template renders the prompt differently once an answer follows, so the answer's tokens are not "
@@ -79,7 +83,7 @@ def _render(weights: Weights, chat: Chat, *, open_turn: bool) -> str:
 
 def _plain(weights: Weights, content: str) -> str:
     """Content with any control token spelled apart, so that a document cannot end its own turn."""
-    for token in weights.tokenizer.all_special_tokens:
+    for token in weights.control_tokens:
         if token in content:
             content = content.replace(token, f"{token[0]} {token[1:]}")
     return content

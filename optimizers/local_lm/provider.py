@@ -1,32 +1,64 @@
 """The DSPy provider: `lm.finetune(...)` trains an adapter on the model the engine serves and returns its new name.
 
-BootstrapFinetune and BetterTogether call it unchanged. A failure is raised by them: DSPy hands the exception over as
-the job's result and both re-raise it (BetterTogether stops there and sets `flag_compilation_error_occurred`).
+BootstrapFinetune and BetterTogether call it unchanged. A job that fails raises from `result()`; it never holds an LM.
 """
 
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
 
 from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
 from optimizers.errors import TrainingError
+from optimizers.local_lm.adapters import tuner_of
 from optimizers.local_lm.engine import PROVIDER, LocalEngine
-from optimizers.local_lm.settings import settings_from
+from optimizers.local_lm.reinforce import LocalReinforceJob
+from optimizers.local_lm.training.settings import TrainSettings, settings_from
+from optimizers.local_lm.tuners import default_rate, options_of, tuner_from, word_of
+
+if TYPE_CHECKING:
+    from optimizers.local_lm.training.estimate import Estimate
+    from optimizers.local_lm.training.fit import Progress, Task
 
 
 class LocalTrainingJob(TrainingJob):
-    """A fine-tuning job in this process; `log` is the adapter's training.json once the job has succeeded."""
+    """A fine-tuning job in this process.
 
-    log: dict[str, Any] | None = None
+    `progress` is where it stands, `estimate` what it was expected to take, `log` the adapter's training.json once it
+    has succeeded.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.log: dict[str, Any] | None = None
+        self.progress: Progress | None = None
+        self.estimate: Estimate | None = None
+        self.stopping = threading.Event()
+
+    def set_result(self, result: Any) -> None:
+        """DSPy hands a failure over as a result; here it becomes the future's exception."""
+        if isinstance(result, Exception):
+            self.set_exception(result)
+        else:
+            super().set_result(result)
+
+    def cancel(self) -> bool:
+        """End the training at its next step; `result()` then raises. False if it had ended already."""
+        if self.done():
+            return False
+        self.stopping.set()
+        return True
 
     def status(self) -> TrainingStatus:
         """Where the job stands."""
         if not self.done():
             return TrainingStatus.running if self.thread is not None else TrainingStatus.not_started
-        return TrainingStatus.failed if isinstance(self.result(), Exception) else TrainingStatus.succeeded
+        if self.exception() is None:
+            return TrainingStatus.succeeded
+        return TrainingStatus.cancelled if self.stopping.is_set() else TrainingStatus.failed
 
 
 class LocalProvider(Provider):
@@ -37,8 +69,9 @@ class LocalProvider(Provider):
         self.engine = engine
         self.finetunable = True
         self.TrainingJob = LocalTrainingJob
-        self._job: TrainingJob | None = None
-        self._stop = threading.Event()
+        self.reinforceable = True
+        self.ReinforceJob = LocalReinforceJob
+        self._jobs: set[LocalTrainingJob] = set()
 
     def __deepcopy__(self, memo: dict) -> "LocalProvider":
         return self
@@ -58,49 +91,91 @@ class LocalProvider(Provider):
     ) -> str:
         """Train from `model` (the base, or a copy of the adapter it names) and return the new model string.
 
-        `train_data`: rows {"messages": [...]} ending with the assistant, or {"prompt", "completion"}, each a string
-        or a list of messages. `train_kwargs`: fields of SFTSettings. Raises TrainingError, ModelError.
+        `train_data`: rows as training/rows.py describes them for the method. `train_kwargs`: fields of the method's
+        settings (training/settings.py) and of the tuner's (tuners.py). Raises TrainingError, ModelError.
         """
-        from optimizers.local_lm.sft import train_sft  # the trainer's import takes seconds: only when it trains
+        from optimizers.local_lm.training.estimate import check_fits  # trainers take seconds to import
+        from optimizers.local_lm.training.fit import fit
+        from optimizers.local_lm.training.search import search
 
-        settings = settings_from(train_kwargs)
-        chats = training_chats(train_data, train_data_format)
-        parent = self.engine.adapter_of(model)
-        root = self.engine.adapters_dir
-        self._job = job
+        task = self._task(model, train_data, train_data_format, train_kwargs)
+        local = job if isinstance(job, LocalTrainingJob) else LocalTrainingJob()
+        told = self._estimate(task)
+        check_fits(task.weights, task.rows, task.settings, told)
+        local.estimate = told
+
+        def report(progress: "Progress") -> None:
+            local.progress = progress
+
+        task = replace(task, stop=local.stopping, report=report)
+        self._jobs.add(local)
         try:
-            name = train_sft(self.engine.weights, chats, settings, root, parent, self._stop)
+            tried = []
+            if task.settings.search:
+                task, tried = search(task)
+            name, _ = fit(task)
         finally:
-            self._job = None
-            self._stop.clear()
-        if isinstance(job, LocalTrainingJob):
-            job.log = json.loads((root / name / "training.json").read_text())
+            self._jobs.discard(local)
+        local.log = json.loads((task.root / name / "training.json").read_text())
+        local.log["search"] = tried
         return self.engine.model_string(name)
 
+    def dry_run(
+        self, model: str, train_data: Sequence[Mapping[str, Any]], train_kwargs: Mapping[str, Any] | None = None
+    ) -> "Estimate":
+        """What `finetune` would take here: rows, tokens, steps, memory, time; trains nothing. Raises as it would."""
+        return self._estimate(self._task(model, train_data, None, train_kwargs))
+
     def stop(self) -> None:
-        """End a training in progress at its next step, and wait until the model is again as it was before it."""
-        job = self._job
-        if job is not None and job.thread is not None:
-            self._stop.set()
-            job.thread.join()
+        """End every training in progress at its next step, and wait until the model is as it was before it."""
+        for job in list(self._jobs):
+            job.cancel()
+            if job.thread is not None:
+                job.thread.join()
 
+    def _task(
+        self,
+        model: str,
+        train_data: Sequence[Mapping[str, Any]],
+        kind: TrainDataFormat | str | None,
+        train_kwargs: Mapping[str, Any] | None,
+    ) -> "Task":
+        from optimizers.local_lm.training.fit import Task
+        from optimizers.local_lm.training.rows import encode
 
-def training_chats(rows: Sequence[Mapping[str, Any]], kind: TrainDataFormat | str | None) -> list[list[dict[str, str]]]:
-    """DSPy's training rows as chats ending with the answer. Raises TrainingError for another format or no rows."""
-    if kind not in (None, TrainDataFormat.CHAT, TrainDataFormat.COMPLETION):
-        raise TrainingError(f"train_data_format={kind!r} is not supervised fine-tuning's; give 'chat' or 'completion'")
-    if not rows:
-        raise TrainingError("nothing to train on: no rows came; if a metric filtered them, look at what it refused")
-    return [_chat(index, row) for index, row in enumerate(rows)]
+        if kind not in (None, TrainDataFormat.CHAT, TrainDataFormat.COMPLETION):
+            raise TrainingError(f"train_data_format={kind!r} is not finetune's; give 'chat', 'completion' or None")
+        settings, options = settings_from(train_kwargs)
+        weights, parent = self.engine.weights, self.engine.adapter_of(model)
+        tuner = self._tuner(settings, options, parent)
+        if settings.learning_rate is None:
+            settings = replace(settings, learning_rate=default_rate(tuner) * settings.rate_factor)
+        return Task(
+            weights=weights,
+            rows=encode(weights, train_data, settings),
+            settings=settings,
+            tuner=tuner,
+            root=self.engine.adapters_dir,
+            parent=parent,
+            model_string=self.engine.model_string,
+        )
 
+    def _tuner(self, settings: TrainSettings, options: Mapping[str, Any], parent: str | None) -> Any:
+        own = None if parent is None else tuner_of(self.engine.adapters_dir / parent)
+        word = settings.tuner or ("lora" if own is None else word_of(own))
+        known = sorted(options_of(tuner_from(word)))
+        if unknown := sorted(set(options) - set(known)):
+            keys = sorted(entry.name for entry in fields(settings))
+            raise TrainingError(
+                f"train_kwargs {unknown} are not known; method {settings.method!r} knows {keys}, tuner {word!r} {known}"
+            )
+        return tuner_from(word, options) if own is None or settings.tuner else own
 
-def _chat(index: int, row: Mapping[str, Any]) -> list[dict[str, str]]:
-    if set(row) == {"messages"}:
-        return [dict(turn) for turn in row["messages"]]
-    if set(row) == {"prompt", "completion"}:
-        return _turns(row["prompt"], "user") + _turns(row["completion"], "assistant")
-    raise TrainingError(f"training row {index} has keys {sorted(row)}; give 'messages', or 'prompt' and 'completion'")
+    def _estimate(self, task: "Task") -> "Estimate":
+        from optimizers.local_lm.adapters import training
+        from optimizers.local_lm.training.estimate import count_trainable, estimate
 
-
-def _turns(said: Any, role: str) -> list[dict[str, str]]:
-    return [{"role": role, "content": said}] if isinstance(said, str) else [dict(turn) for turn in said]
+        parent = None if task.parent is None else task.root / task.parent
+        with training(task.weights, tuner=task.tuner, parent=parent) as model:
+            trainable = count_trainable(model)
+        return estimate(task.weights, task.rows, task.settings, trainable)

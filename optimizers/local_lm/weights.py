@@ -29,7 +29,8 @@ class Weights:
 
     `base` is the name in model strings, `<name>:<8 hex>`; the hex covers the files, the quantisation and the dtype,
     so retrained weights never answer from a cache filled by the old ones. `digest` covers the files alone: adapters
-    are bound to it. Whoever runs or changes `model` holds `lock`. `peft` is the wrapper while adapters are attached.
+    are bound to it. Whoever runs or changes `model` holds `lock`. `attached` holds the adapters in memory, `graft` the
+    one that stands in the network now, `tuning` the training in progress (adapters.py).
     """
 
     base: str
@@ -42,9 +43,11 @@ class Weights:
     context_tokens: int
     stop_ids: frozenset[int]
     folds_system: bool
+    control_tokens: tuple[str, ...]
     lock: threading.RLock = field(default_factory=threading.RLock)
-    peft: Any = None
-    attached: dict[str, Path] = field(default_factory=dict)
+    attached: dict[str, Any] = field(default_factory=dict)
+    graft: Any = None
+    tuning: Any = None
 
 
 _loaded: dict[tuple, Weights] = {}
@@ -156,6 +159,7 @@ def _load(name: str, folder: Path, quantize: str | None, device: torch.device, d
         context_tokens=int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 4096),
         stop_ids=_stop_ids(model, tokenizer, name),
         folds_system=not _takes_system(tokenizer),
+        control_tokens=_control_tokens(tokenizer),
     )
 
 
@@ -195,13 +199,21 @@ def _stop_ids(model: Any, tokenizer: Any, name: str) -> frozenset[int]:
 
 
 def _takes_system(tokenizer: Any) -> bool:
-    """Whether the chat template has a system role (Gemma's raises); if not, it goes in front of the first user turn."""
-    probe = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    """Whether the chat template renders a system turn; if not, its text goes in front of the first user turn.
+
+    Gemma's raises on one; a template that only knows its own roles leaves it out.
+    """
+    probe = [{"role": "system", "content": "read with care"}, {"role": "user", "content": "u"}]
     try:
-        tokenizer.apply_chat_template(probe, tokenize=False, add_generation_prompt=True)
+        return "read with care" in tokenizer.apply_chat_template(probe, tokenize=False, add_generation_prompt=True)
     except Exception:  # jinja's error, raised by the template on purpose
         return False
-    return True
+
+
+def _control_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Every control token, the longest first; a tokenizer names few of them (of Llama's, neither header token)."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(added | set(tokenizer.all_special_tokens), key=lambda token: (-len(token), token)))
 
 
 def folder_digest(folder: Path) -> str:

@@ -11,12 +11,15 @@ import pytest
 import torch
 from dspy import lm15
 from dspy.lm15 import Config, Message, Request
+from transformers import AttentionInterface, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from optimizers.errors import ModelError
-from optimizers.local_lm import engine as engine_module
-from optimizers.local_lm import forget_engines, load_weights, local_lm
-from optimizers.local_lm.decoding import PrefixStore, Row, decode
+from optimizers.local_lm import attention, batches, dispatch, forget_engines, load_weights, local_lm
+from optimizers.local_lm.decoding import decode, score_rows
+from optimizers.local_lm.prefixes import PrefixStore
 from optimizers.local_lm.prompts import encode_prompt, request_chat
+from optimizers.local_lm.rows import Row
 from optimizers.local_lm.tiny import CHAT_TEMPLATE, byte_tokenizer, write_tiny_model
 
 SYSTEM = "You read contracts with care and say what they say. " * 3
@@ -83,6 +86,72 @@ def test_threads_are_batched_and_get_their_own_answers(lm):
         together = list(pool.map(lambda r: lm.engine.complete(r).message.text, requests))
     assert together == alone
     assert max(lm.engine.batch_sizes) > 1
+
+
+def kv_of(model, tokens):
+    """Keys and values of `tokens`, as an adapter's virtual tokens would come."""
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(torch.tensor([tokens]), past_key_values=cache)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_opening_is_as_its_tokens_before_every_prompt(kind, kept, tmp_path):
+    engine = local_lm(write_tiny_model(tmp_path / kind, kind=kind, seed=5), work_dir=tmp_path).engine
+    weights, first = engine.weights, list(range(40, 47))
+    opening = kv_of(weights.model, first)
+    rows = [Row((*range(70, 100), *range(i + 3)), 8, logprobs=1) for i in range(5)]
+    longer = [replace(row, ids=(*first, *row.ids)) for row in rows]
+    expected = decode(weights.model, weights.tokenizer, longer, weights.stop_ids, None, None)
+    store = engine.prefixes if kept else None
+    call = (weights.model, weights.tokenizer)
+    together = decode(*call, rows, weights.stop_ids, store, "soft", opening)
+    again = decode(*call, rows, weights.stop_ids, store, "soft", opening)  # now over what was kept
+    alone = [decode(*call, [row], weights.stop_ids, store, "soft", opening)[0] for row in rows]
+    bare = decode(*call, rows, weights.stop_ids, store, None)
+    for outputs in (together, again, alone):
+        assert [output.ids for output in outputs] == [output.ids for output in expected]
+        for output, other in zip(outputs, expected, strict=True):
+            assert output.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    assert [output.logprobs[0] for output in bare] != pytest.approx([o.logprobs[0] for o in expected], abs=1e-4)
+    words = [[1, 2, 3], [4]]
+    scores = score_rows(weights.model, [*first, *rows[0].ids], words, None, None)
+    for _ in range(2):
+        assert score_rows(weights.model, rows[0].ids, words, store, "soft", opening) == pytest.approx(scores, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "gemma"])
+def test_a_model_that_shares_a_prefix_is_told_from_one_that_does_not(kind, tmp_path):
+    model = load_weights(write_tiny_model(tmp_path / kind, kind=kind)).model
+    assert batches.shares_prefix(model)
+    assert model.config._attn_implementation == "sdpa"
+    batches._tried.clear()
+    AttentionInterface.register(attention.NAME, sdpa_attention_forward)  # an architecture that loses the prefix
+    assert not batches.shares_prefix(model)
+    AttentionInterface.register(attention.NAME, attention.attend)
+    batches._tried.clear()
+    model.config._attn_implementation = "eager"
+    assert not batches.shares_prefix(model)
+
+
+def test_a_model_that_shares_no_prefix_is_decoded_over_the_usual_cache(lm, monkeypatch):
+    requests = [ask(lm, "x" * i) for i in range(5)]
+    expected = [plain_ids(lm, request) for request in requests]
+    monkeypatch.setattr(batches, "shares_prefix", lambda model: False)
+    rows = [Row(tuple(encode_prompt(lm.engine.weights, request_chat(r))), 24) for r in requests]
+    weights = lm.engine.weights
+    outputs = decode(weights.model, weights.tokenizer, rows, weights.stop_ids, lm.engine.prefixes, None)
+    assert [output.ids for output in outputs] == expected
+
+
+def test_a_row_may_outgrow_the_room_its_cache_began_with(lm, monkeypatch):
+    monkeypatch.setattr(batches, "ROOM_TOKENS", 2)
+    monkeypatch.setattr(attention, "GROW_TOKENS", 3)
+    request = ask(lm, "grow")
+    lm.engine.complete(request)
+    assert list(lm.engine.completions[-1].ids) == plain_ids(lm, request)
 
 
 def test_the_prefix_store_is_cropped_extended_and_bounded(lm):
@@ -186,7 +255,6 @@ def test_a_prompt_beyond_the_context_is_refused_with_its_lengths(lm):
 @pytest.mark.parametrize(
     "request_change",
     [
-        {"config": Config(response_format={"type": "json_object"})},
         {"config": Config(frequency_penalty=1.0)},
         {"tools": (lm15.FunctionTool(name="f", parameters={"type": "object", "properties": {}}),)},
     ],
@@ -223,14 +291,14 @@ def test_a_template_without_a_system_role_gets_it_with_the_first_user_turn(tmp_p
 def test_out_of_memory_splits_the_batch_and_then_is_retryable(lm, monkeypatch):
     requests = [ask(lm, f"memory {i}") for i in range(8)]
     alone = [lm.engine.complete(request).message.text for request in requests]
-    real = engine_module.decode
+    real = dispatch.decode
 
-    def short_of_memory(model, tokenizer, rows, *rest):
+    def short_of_memory(model, tokenizer, rows, *rest, **named):
         if len(rows) > limit:
             raise torch.cuda.OutOfMemoryError("out of memory")
-        return real(model, tokenizer, rows, *rest)
+        return real(model, tokenizer, rows, *rest, **named)
 
-    monkeypatch.setattr(engine_module, "decode", short_of_memory)
+    monkeypatch.setattr(dispatch, "decode", short_of_memory)
     limit = 2
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda r: lm.engine.complete(r).message.text, requests)) == alone
@@ -241,7 +309,7 @@ def test_out_of_memory_splits_the_batch_and_then_is_retryable(lm, monkeypatch):
 
 def test_a_failing_batch_fails_its_callers_and_not_the_dispatcher(lm, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(engine_module, "decode", lambda *args: 1 / 0)
+        patch.setattr(dispatch, "decode", lambda *args, **named: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             lm.engine.complete(ask(lm, "x"))
     assert lm.engine.complete(ask(lm, "x")).finish_reason in ("stop", "length")
@@ -258,7 +326,7 @@ def test_async_stream_and_close(lm):
     events = list(lm.engine.stream(request))
     assert "".join(e.delta.text for e in events if e.type == "delta") == expected
     lm.engine.close()
-    assert "local-lm" not in [thread.name for thread in threading.enumerate() if thread is lm.engine._thread]
+    assert "local-lm" not in [thread.name for thread in threading.enumerate() if thread is lm.engine.dispatcher.thread]
     assert lm.engine.complete(request).message.text == expected
 
 
@@ -329,3 +397,19 @@ def test_an_absent_hub_model_offline_is_a_model_error(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(ModelError, match="not in the local hub cache"):
         load_weights("nobody/nothing-1b")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: the shared prefix on CUDA is not tried")
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "gemma"])
+def test_on_cuda_too_a_shared_prefix_changes_no_token(kind, tmp_path):
+    folder = write_tiny_model(tmp_path / kind, kind=kind, hidden=128)
+    engine = local_lm(folder, work_dir=tmp_path, device="cuda", dtype="float32").engine
+    weights = engine.weights
+    assert batches.shares_prefix(weights.model)
+    rows = [Row((*range(70, 110), *range(i + 3)), 16) for i in range(9)]
+    ids = [torch.tensor([row.ids], device="cuda") for row in rows]
+    expected = [weights.model.generate(each, max_new_tokens=16, do_sample=False)[0, each.shape[1] :] for each in ids]
+    outputs = decode(weights.model, weights.tokenizer, rows, weights.stop_ids, engine.prefixes, None)
+    for output, tokens in zip(outputs, expected, strict=True):
+        assert output.ids == [token for token in tokens.tolist() if token not in weights.stop_ids]

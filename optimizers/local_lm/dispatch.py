@@ -1,0 +1,174 @@
+"""One thread that runs the model: it gathers what many callers ask at once, decodes it in batches, and answers them.
+
+It waits for its first request, then for as many as it has just answered (the callers that are likely to come back) or
+a fifth of the last batch's time; and, however few it expects, as long as requests keep coming in quick succession.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import torch
+from dspy import lm15
+from dspy.lm15 import Request
+
+from optimizers.local_lm.adapters import serving
+from optimizers.local_lm.decoding import decode
+from optimizers.local_lm.prefixes import PREFIX_BYTES, PrefixStore, supports_prefix
+from optimizers.local_lm.rows import Output, Row
+from optimizers.local_lm.streams import EventListener
+from optimizers.local_lm.weights import Weights
+
+SHARE_TOKENS = 48
+MAX_WAIT_S, MIN_WAIT_S = 0.2, 0.002
+LONE_GAP_S, GAP_S = 0.001, 0.008
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One request on its way: the chat and the row made of it, who listens, and where the answer goes."""
+
+    request: Request
+    chat: list[dict[str, str]]
+    row: Row
+    adapter: str | None
+    answer: Future
+    listener: EventListener | None = None
+
+
+class Dispatcher:
+    """The thread and its queue. `answered(job, output)` makes a Response; `batch_sizes` counts rows per batch."""
+
+    def __init__(self, weights: Weights, adapters_dir: Any, max_batch: int, answered: Callable[[Job, Output], Any]):
+        self.weights, self.adapters_dir, self.max_batch, self.answered = weights, adapters_dir, max_batch, answered
+        self.batch_sizes: deque[int] = deque(maxlen=10_000)
+        limit = PREFIX_BYTES[weights.device.type if weights.device.type in PREFIX_BYTES else "cpu"]
+        self.prefixes = PrefixStore(limit) if supports_prefix(weights.model) else None
+        self.thread: threading.Thread | None = None
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._starting = threading.Lock()
+
+    def put(self, job: Job) -> None:
+        """Queue a job, and start the thread if none runs."""
+        with self._starting:
+            if self.thread is None or not self.thread.is_alive():
+                # A queue of its own per thread: none takes another's farewell, no job comes after it.
+                self._queue = SimpleQueue()
+                self.thread = threading.Thread(target=self._loop, args=(self._queue,), name="local-lm", daemon=True)
+                self.thread.start()
+            self._queue.put(job)
+
+    def close(self, timeout_s: float) -> None:
+        """Stop the thread once it has answered what is queued; the next job starts another."""
+        with self._starting:
+            thread, self.thread = self.thread, None
+            if thread is not None:
+                self._queue.put(None)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=timeout_s)
+
+    def _loop(self, queue: SimpleQueue) -> None:
+        expected, last_s = 1, 0.0
+        while True:
+            job = queue.get()
+            if job is None:
+                return
+            jobs = collect(queue, job, expected, min(MAX_WAIT_S, max(MIN_WAIT_S, last_s / 5)))
+            closing = jobs[-1] is None
+            jobs = [job for job in jobs if job is not None and job.answer.set_running_or_notify_cancel()]
+            begun = time.perf_counter()
+            for batch in plan_batches(jobs, self.max_batch):
+                self._run_safely(batch)
+            expected, last_s = len(jobs), time.perf_counter() - begun
+            if closing:
+                return
+
+    def _run(self, jobs: list[Job]) -> None:
+        """Decode jobs of one adapter; on exhausted memory halve the batch, down to one."""
+        adapter, weights = jobs[0].adapter, self.weights
+        try:
+            with weights.lock, serving(weights, adapter, self.adapters_dir) as served:
+                rows, heard = [job.row for job in jobs], [job.listener for job in jobs]
+                outputs = decode(
+                    served.model,
+                    weights.tokenizer,
+                    rows,
+                    weights.stop_ids,
+                    self.prefixes,
+                    adapter,
+                    opening=served.opening,
+                    listeners=heard,
+                )
+        except Exception as err:
+            if not out_of_memory(err):
+                raise
+            self._free()
+            if len(jobs) == 1:
+                raise lm15.ServerError(f"out of memory on a single prompt of {len(jobs[0].row.ids)} tokens") from err
+        else:
+            self.batch_sizes.append(len(jobs))
+            for job, output in zip(jobs, outputs, strict=True):
+                if output.error is not None:
+                    job.answer.set_exception(output.error)
+                else:
+                    job.answer.set_result(self.answered(job, output))
+            return
+        half = len(jobs) // 2  # outside the handler: its traceback would hold the failed batch's memory
+        self._run_safely(jobs[:half])
+        self._run_safely(jobs[half:])
+
+    def _free(self) -> None:
+        if self.prefixes is not None:
+            with self.weights.lock:
+                self.prefixes.clear()
+        if self.weights.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _run_safely(self, jobs: list[Job]) -> None:
+        try:
+            self._run(jobs)
+        except Exception as err:  # every caller must hear of it; none may wait for ever
+            for job in jobs:
+                if not job.answer.done():
+                    job.answer.set_exception(err)
+
+
+def collect(queue: SimpleQueue, first: Job, expected: int, wait_s: float) -> list[Job | None]:
+    """`first` and what follows it: until `expected` have come or `wait_s` has passed, and then as long as more come."""
+    jobs: list[Job | None] = [first]
+    until = time.perf_counter() + wait_s
+    while jobs[-1] is not None:
+        left_s = until - time.perf_counter() if len(jobs) < expected else 0.0
+        # A second request tells of many callers, and each of them has a prompt to write first.
+        gap_s = LONE_GAP_S if len(jobs) == 1 else GAP_S
+        try:
+            jobs.append(queue.get(timeout=max(left_s, gap_s)))
+        except Empty:
+            return jobs
+    return jobs
+
+
+def plan_batches(jobs: Sequence[Job], max_batch: int) -> list[list[Job]]:
+    """Batches of at most `max_batch`: one adapter each, prompts that open alike together, similar lengths together."""
+    groups: dict[tuple, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.adapter, job.row.ids[:SHARE_TOKENS]), []).append(job)
+    merged: dict[tuple, list[Job]] = {}
+    for (adapter, opening), group in groups.items():
+        # A handful of odd prompts does better in one unshared batch than in batches of one.
+        merged.setdefault((adapter, opening if len(group) > 3 else None), []).extend(group)
+    batches = []
+    for group in merged.values():
+        group.sort(key=lambda job: len(job.row.ids))
+        batches += [group[i : i + max_batch] for i in range(0, len(group), max_batch)]
+    return batches
+
+
+def out_of_memory(err: Exception) -> bool:
+    """Whether an error of torch's says that memory ran out."""
+    return isinstance(err, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(err)

@@ -1,0 +1,310 @@
+"""One loop for every objective: train to the next validation, keep a candidate, score it, go on or stop.
+
+The trainers are TRL's; what is here is what they share: a fixed order of rows, whole checkpoints, going on after a kill
+to the very same weights, validation between two legs (the model serves meanwhile), early stopping, cancelling.
+"""
+
+import logging
+import math
+import shutil
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from optimizers.errors import TrainingError
+from optimizers.local_lm.adapters import detach_all, keep_adapter, training
+from optimizers.local_lm.training.checkpoints import (
+    SealCheckpoints,
+    job_id,
+    last_whole,
+    open_job,
+    read_state,
+    write_state,
+)
+from optimizers.local_lm.training.objectives import build_trainer, row_losses
+from optimizers.local_lm.training.order import count_steps, schedule, split_rows
+from optimizers.local_lm.training.rows import Rows, context_limit, digest, n_tokens
+from optimizers.local_lm.training.settings import TrainSettings
+from optimizers.local_lm.tuners import options_of, word_of
+from optimizers.local_lm.weights import Weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a job stands; `seconds_left` counts from the last step's speed."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens: int
+    seconds: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a training run needs; `tuner` is a config of tuners.py, `parent` the adapter it goes on from."""
+
+    weights: Weights
+    rows: Rows
+    settings: TrainSettings
+    tuner: Any
+    root: Path
+    parent: str | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    report: Callable[[Progress], None] = lambda progress: None
+    model_string: Callable[[str], str] = str
+
+
+def fit(task: Task, on_score: Callable[[int, float], None] = lambda step, score: None) -> tuple[str, float | None]:
+    """Train and return the new adapter's name under `task.root`, and its validation score (None without validation).
+
+    Holds the weights' lock while it trains, not while it validates. Raises TrainingError for a loss that is not finite
+    (the last whole checkpoint stays), exhausted memory, and at the first step after `task.stop` is set.
+    """
+    settings, jobs = task.settings, task.root.parent / "jobs"
+    train, val = split_rows(task.rows, settings.val_share, settings.seed)
+    if task.rows.too_long:
+        logger.warning(
+            "%d of %d training rows exceed %d tokens and are left out",
+            len(task.rows.too_long), task.rows.given, context_limit(task.weights, settings),
+        )  # fmt: skip
+    with open_job(jobs, _id(task), resume=settings.resume) as folder, torch.random.fork_rng():
+        plan = schedule(train, settings, _losses(task, train))
+        run = _Run(task, train, val, plan, folder)
+        state = read_state(folder)
+        for target in run.targets:
+            if any(row["step"] == target for row in state.scores):
+                continue
+            name, score = run.leg(target)
+            if settings.validate is not None:
+                score = float(settings.validate(task.model_string(name)))
+            state.scores.append({"step": target, "score": score, "adapter": name})
+            write_state(folder, state)
+            if score is not None:
+                on_score(target, score)
+            if _patience_spent(state.scores, settings.patience):
+                break
+        kept = _choose(state.scores, settings.keep)
+        if others := {row["adapter"] for row in state.scores} - {kept["adapter"]}:
+            drop_adapter(task, *others)
+    return kept["adapter"], kept["score"]
+
+
+class _Run:
+    """The legs of one job: each a trainer of its own that starts where the last one's checkpoint ends."""
+
+    def __init__(self, task: Task, train: Rows, val: Rows, plan: list[int], folder: Path) -> None:
+        self.task, self.train, self.val, self.plan, self.folder = task, train, val, plan, folder
+        self.steps = count_steps(len(train.columns), task.settings)
+        self.targets = _targets(self.steps, len(train.columns), task.settings)
+        self.dataset, self.eval_dataset = Dataset.from_list(list(train.columns)), None
+        if val.columns and task.settings.validate is None:
+            self.eval_dataset = Dataset.from_list(list(val.columns))
+
+    def leg(self, target: int) -> tuple[str, float | None]:
+        """Train up to step `target`; the candidate's name and, where validation rows decide, minus their loss."""
+        task, settings = self.task, self.task.settings
+        parent = None if task.parent is None else task.root / task.parent
+        watch = _Watch(task, self.steps, target, self.plan, self.train)
+        start = last_whole(self.folder, target)
+        torch.manual_seed(settings.seed)  # every leg starts from the same fresh weights before it reads its checkpoint
+        with (
+            warnings.catch_warnings(action="ignore", category=FutureWarning),  # of transformers, about TRL
+            training(task.weights, tuner=task.tuner, parent=parent) as model,
+        ):
+            arguments = _arguments(task, self.steps, self.folder)
+            trainer = build_trainer(
+                task.weights, model, self.dataset, self.plan, self.eval_dataset, settings, arguments
+            )
+            for callback in (watch, SealCheckpoints()):
+                trainer.add_callback(callback)
+            trainer.remove_callback(PrinterCallback)  # it would print every loss to stdout
+            with _explained(task, watch):
+                trainer.train(resume_from_checkpoint=None if start is None else str(start))
+            score = -trainer.evaluate()["eval_loss"] if self.eval_dataset is not None else None
+            trainer.accelerator.free_memory()
+            record = self._record(model, trainer)
+            name = keep_adapter(model, task.weights, task.root, kind=settings.name, record=record, parent=task.parent)
+        return name, score
+
+    def _record(self, model: Any, trainer: Trainer) -> dict[str, Any]:
+        rows, settings = self.task.rows, self.task.settings
+        kept = ("step", "loss", "tokens", "seconds")
+        history = [{key: entry[key] for key in kept} for entry in trainer.state.log_history if "loss" in entry]
+        return {
+            "base": self.task.weights.base,
+            "settings": {**asdict(replace(settings, validate=None)), "validate": settings.validate is not None},
+            "tuner": {"word": word_of(self.task.tuner), "options": options_of(self.task.tuner)},
+            "rows": len(self.train.columns),
+            "validation_rows": len(self.val.columns),
+            "rows_too_long": list(rows.too_long),
+            "conversations_split": rows.split,
+            "max_length_tokens": context_limit(self.task.weights, settings),
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "seconds": history[-1]["seconds"] if history else 0.0,
+            "history": history,
+        }
+
+
+def _arguments(task: Task, steps: int, folder: Path) -> dict[str, Any]:
+    """What TRL's configs share. Rows come in the order given; padding to few shapes keeps a CPU's kernels warm."""
+    settings, on_cpu = task.settings, task.weights.device.type == "cpu"
+    return {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "learning_rate": settings.learning_rate,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "weight_decay": settings.weight_decay,
+        "warmup_steps": settings.warmup_steps,
+        "lr_scheduler_type": "linear",
+        "optim": "paged_adamw_8bit" if task.weights.quantize is not None and not on_cpu else "adamw_torch",
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "use_cpu": on_cpu,
+        "bf16": (not on_cpu or _cpu_has_bf16()) if settings.bf16 is None else settings.bf16,
+        "train_sampling_strategy": "sequential",
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": not on_cpu,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": settings.checkpoint_steps,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": not settings.progress,
+    }
+
+
+def _cpu_has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class _Watch(TrainerCallback):
+    """Reports progress, ends the leg at its target, and stops at a loss that is not finite or when it is told to."""
+
+    def __init__(self, task: Task, steps: int, target: int, plan: list[int], train: Rows) -> None:
+        self.task, self.steps, self.target, self.plan, self.train = task, steps, target, plan, train
+        self.begun, self.first_step, self.seconds_before = time.perf_counter(), 0, 0.0
+        size = task.settings.batch_size * task.settings.gradient_accumulation_steps
+        rows = [n_tokens(train.columns[place]) for place in plan]
+        self.tokens = list(accumulate(sum(rows[i : i + size]) for i in range(0, len(rows), size)))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remember where this leg starts."""
+        self.begun, self.first_step = time.perf_counter(), state.global_step
+        self.seconds_before = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop if told to."""
+        if self.task.stop.is_set():
+            raise TrainingError(f"training was stopped at step {state.global_step}; no adapter was made of it")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """At the target: checkpoint and end."""
+        if state.global_step >= self.target:
+            control.should_training_stop = control.should_save = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        """Note the time beside the loss, and see that the loss is a number."""
+        if not logs or "loss" not in logs:
+            return
+        loss, seconds = float(logs["loss"]), time.perf_counter() - self.begun
+        if not (math.isfinite(loss) and math.isfinite(float(logs.get("grad_norm", 0.0)))):
+            raise TrainingError(self._not_finite(loss, state.global_step))
+        step, tokens = state.global_step, self.tokens[state.global_step - 1]
+        state.log_history[-1] |= {"seconds": round(self.seconds_before + seconds, 3), "tokens": tokens}
+        left = seconds / max(1, step - self.first_step) * (self.steps - step)
+        self.task.report(Progress(step, self.steps, loss, tokens, round(seconds, 3), round(left, 3)))
+
+    def _not_finite(self, loss: float, step: int) -> str:
+        size = self.task.settings.batch_size * self.task.settings.gradient_accumulation_steps
+        rows = sorted({self.train.source[place] for place in self.plan[(step - 1) * size : step * size]})
+        return f"the loss or its gradient is not finite at step {step} (loss {loss}), on training rows {rows}"
+
+
+@contextmanager
+def _explained(task: Task, watch: _Watch) -> Iterator[None]:
+    """Errors of the trainer as errors that say what to do."""
+    try:
+        yield
+    except TrainingError as err:
+        if "not finite" not in str(err):
+            raise
+        raise TrainingError(f"{err}; lower learning_rate or mend those rows. {_kept(task)}") from err
+    except (torch.cuda.OutOfMemoryError, MemoryError) as err:
+        size = task.settings.batch_size
+        raise TrainingError(
+            f"out of memory with batch_size={size}; use batch_size={max(1, size // 2)} with "
+            f"gradient_accumulation_steps={2 * task.settings.gradient_accumulation_steps}, shorter rows "
+            f"(max_length_tokens), or quantize='nf4'. {_kept(task)}"
+        ) from err
+
+
+def _kept(task: Task) -> str:
+    whole = last_whole(task.root.parent / "jobs" / _id(task), 10**9)
+    return "No checkpoint had been written" if whole is None else f"The last whole checkpoint is {whole}"
+
+
+def _id(task: Task) -> str:
+    # What changes how a run is watched, not what it computes, stays out.
+    quiet = {"validate": None, "progress": True, "resume": True, "search": 0, "name": "", "tuner": None}
+    settings = replace(task.settings, **quiet)
+    return job_id(
+        base=task.weights.base,
+        parent=task.parent,
+        settings=asdict(settings),
+        tuner=[word_of(task.tuner), options_of(task.tuner)],
+        rows=digest(task.rows),
+    )
+
+
+def _losses(task: Task, train: Rows) -> list[float] | None:
+    if task.settings.order != "easy_to_hard" or all(value is not None for value in train.difficulty):
+        return None
+    return row_losses(task.weights, train, task.root, task.parent)
+
+
+def _targets(steps: int, n_rows: int, settings: TrainSettings) -> list[int]:
+    """The steps at which a candidate is made: every validation, and the end."""
+    if not settings.val_share and settings.validate is None:
+        return [steps]
+    rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
+    every = settings.validate_steps or max(1, math.ceil(n_rows / rows_a_step))
+    return sorted({*range(every, steps, every), steps})
+
+
+def _patience_spent(scores: list[dict[str, Any]], patience: int) -> bool:
+    if not patience or scores[-1]["score"] is None:
+        return False
+    best = max(range(len(scores)), key=lambda i: scores[i]["score"])
+    return len(scores) - 1 - best >= patience
+
+
+def _choose(scores: list[dict[str, Any]], keep: str) -> dict[str, Any]:
+    if keep == "last" or scores[-1]["score"] is None:
+        return scores[-1]
+    return max(scores, key=lambda row: row["score"])  # the first of equals: fewer steps, less forgotten
+
+
+def drop_adapter(task: Task, *names: str) -> None:
+    """Take adapters that nobody was told of off the model and off the disk."""
+    with task.weights.lock:
+        detach_all(task.weights)
+        for name in names:
+            shutil.rmtree(task.root / name, ignore_errors=True)

@@ -1,0 +1,167 @@
+"""From settings to a trainer, one per objective: TRL's where it does what is wanted, ours (own.py) where not.
+
+All take rows already encoded (rows.py), so that a model is trained on the very tokens it is asked with.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import datasets
+import torch
+from datasets import Dataset
+from transformers import Trainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
+
+from optimizers.local_lm.adapters import serving
+from optimizers.local_lm.decoding import score_rows
+from optimizers.local_lm.training.own import build_distill, build_pairwise
+from optimizers.local_lm.training.rows import Rows
+from optimizers.local_lm.training.settings import DPOSettings, KTOSettings, SFTSettings, TrainSettings
+from optimizers.local_lm.weights import Weights
+
+PAD_MULTIPLE = 64
+
+
+def build_trainer(
+    weights: Weights,
+    model: Any,
+    rows: Dataset,
+    plan: list[int],
+    eval_rows: Dataset | None,
+    settings: TrainSettings,
+    arguments: dict[str, Any],
+) -> Trainer:
+    """The trainer of `settings.method` over `rows` in the order of `plan`."""
+    with _quiet():
+        return _build(weights, model, rows, plan, eval_rows, settings, arguments)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar for each pass over rows: the training's own is the one to look at."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _build(
+    weights: Weights,
+    model: Any,
+    rows: Dataset,
+    plan: list[int],
+    eval_rows: Dataset | None,
+    settings: TrainSettings,
+    arguments: dict[str, Any],
+) -> Trainer:
+    if isinstance(settings, SFTSettings):
+        return _sft(weights, model, rows.select(plan), eval_rows, arguments)
+    if isinstance(settings, DPOSettings):
+        return _dpo(weights, model, rows, plan, eval_rows, settings, arguments)
+    if isinstance(settings, KTOSettings):
+        return _kto(weights, model, rows.select(plan), eval_rows, settings, arguments)
+    build = build_distill if settings.method == "distill" else build_pairwise
+    return build(weights, model, rows, plan, eval_rows, settings, {**arguments, "remove_unused_columns": False})
+
+
+def _sft(weights: Weights, model: Any, rows: Dataset, eval_rows: Dataset | None, arguments: dict) -> Trainer:
+    on_cuda = weights.device.type == "cuda"
+    config = SFTConfig(
+        **arguments,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        pad_to_multiple_of=PAD_MULTIPLE,
+        activation_checkpointing=weights.quantize is not None and on_cuda,
+    )
+    return SFTTrainer(
+        model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=weights.tokenizer
+    )
+
+
+class _EncodedDPO(DPOTrainer):
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+
+class _EncodedKTO(KTOTrainer):
+    def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
+        # The KL term wants answers that belong to other prompts: each batch's, moved on by one.
+        def rotate(batch: dict[str, list]) -> dict[str, list]:
+            return {"KL_completion_ids": batch["completion_ids"][-1:] + batch["completion_ids"][:-1]}
+
+        return dataset.map(rotate, batched=True, batch_size=args.per_device_train_batch_size)
+
+
+def _dpo(
+    weights: Weights,
+    model: Any,
+    rows: Dataset,
+    plan: list[int],
+    eval_rows: Dataset | None,
+    settings: DPOSettings,
+    arguments: dict[str, Any],
+) -> Trainer:
+    config = DPOConfig(
+        **arguments,
+        beta=settings.beta,
+        loss_type=list(settings.loss_type),
+        loss_weights=None if settings.loss_weights is None else list(settings.loss_weights),
+        label_smoothing=settings.label_smoothing,
+        max_length=None,
+        pad_to_multiple_of=PAD_MULTIPLE,
+        # Once, from the weights that training starts from, whatever the tuner: no second model, no adapter switching.
+        precompute_ref_log_probs=True,
+    )
+    trainer = _EncodedDPO(
+        model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=weights.tokenizer
+    )
+    _drop_reference(model)
+    trainer.train_dataset = trainer.train_dataset.select(plan)
+    return trainer
+
+
+def _kto(
+    weights: Weights, model: Any, rows: Dataset, eval_rows: Dataset | None, settings: KTOSettings, arguments: dict
+) -> Trainer:
+    config = KTOConfig(
+        **arguments,
+        beta=settings.beta,
+        desirable_weight=settings.desirable_weight,
+        undesirable_weight=settings.undesirable_weight,
+        max_length=None,
+        pad_to_multiple_of=PAD_MULTIPLE,
+        precompute_ref_log_probs=True,
+    )
+    trainer = _EncodedKTO(
+        model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=weights.tokenizer
+    )
+    _drop_reference(model)
+    return trainer
+
+
+def _drop_reference(model: Any) -> None:
+    """TRL copies the adapter as its reference; with the reference's log probabilities known it only takes room."""
+    if "ref" in getattr(model, "peft_config", {}):
+        model.delete_adapter("ref")
+
+
+def row_losses(weights: Weights, rows: Rows, root: Any, parent: str | None) -> list[float]:
+    """Mean negative log probability (nats) of each row's answer under the model that training starts from."""
+    losses = []
+    with weights.lock, serving(weights, parent, root) as served, torch.inference_mode():
+        for columns in rows.columns:
+            prompt, answer = _prompt_and_answer(columns)
+            total = score_rows(served.model, prompt, [answer], None, parent, opening=served.opening)[0]
+            losses.append(-total / max(1, len(answer)))
+    return losses
+
+
+def _prompt_and_answer(columns: dict[str, Any]) -> tuple[list[int], list[int]]:
+    if "input_ids" in columns:
+        start = next(i for i, label in enumerate(columns["labels"]) if label != -100)
+        return columns["input_ids"][:start], columns["input_ids"][start:]
+    return columns["prompt_ids"], columns.get("chosen_ids") or columns["completion_ids"]

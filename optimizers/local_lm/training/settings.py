@@ -1,0 +1,199 @@
+"""How to train: one frozen config per objective, apart from the trainers so that reading it costs no import of one.
+
+`train_kwargs` of DSPy are flat: keys of the objective (`method`) and of the tuner (`tuner`, see tuners.py) side by
+side, for instance {"method": "dpo", "beta": 0.1, "tuner": "lora", "rank": 8, "learning_rate": 2e-4}.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from optimizers.errors import TrainingError
+
+ORDERS = ("random", "easy_to_hard", "given")
+LOSS_ON = ("last", "every")
+KEEP = ("best", "last")
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What every objective shares; the defaults suit a few hundred rows.
+
+    `tuner` None: that of the adapter training goes on from, else "lora" (on an nf4 base that is QLoRA). `epochs` or, if
+    above 0, `max_steps`. `learning_rate` None: the tuner's own. `max_length_tokens` None: the model's context; longer
+    rows are left out and counted, above `max_dropped` (a share of the rows) training is refused. `bf16` None: wherever
+    the hardware has it. `order` "easy_to_hard" sorts by a row's "difficulty" or, without one, by the loss of the model
+    it starts from.
+
+    `val_share` above 0 puts that share of the rows' groups aside (a row's "group", for instance its contract; without
+    one each row is its own) and scores it every `validate_steps` steps (0: every epoch). `validate`, a function of a
+    model string that returns a score (higher is better), is asked instead of the validation loss. After `patience`
+    scores without a better one training ends (0: never early); `keep` says which weights come out. `search`: number of
+    Optuna trials over learning rate, rank and epochs before the run.
+
+    Checkpoints every `checkpoint_steps`; a killed job goes on from its last whole one when the same call is made again
+    (`resume`).
+    """
+
+    rate_factor: ClassVar[float] = 1.0  # of the tuner's learning rate, where none is given
+
+    method: str
+    name: str
+    tuner: str | None = None
+    epochs: float = 3.0
+    max_steps: int = -1
+    learning_rate: float | None = None
+    batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    max_length_tokens: int | None = None
+    max_dropped: float = 0.1
+    order: str = "random"
+    val_share: float = 0.0
+    validate: Callable[[str], float] | None = field(default=None, compare=False)
+    validate_steps: int = 0
+    patience: int = 0
+    keep: str = "best"
+    checkpoint_steps: int = 100
+    resume: bool = True
+    search: int = 0
+    seed: int = 0
+    bf16: bool | None = None
+    progress: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTSettings(TrainSettings):
+    """Supervised fine-tuning on completion tokens only.
+
+    `loss_on` "last": the conversation's last answer, since the earlier ones of a DSPy prompt are demonstrations.
+    "every": all assistant turns in one pass; for real conversations.
+    """
+
+    method: str = "sft"
+    name: str = "sft"
+    loss_on: str = "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOSettings(TrainSettings):
+    """Direct preference optimization (Rafailov et al. 2023, eq. 7) and the losses TRL keeps beside it.
+
+    The reference is the model that training starts from: its log probabilities are computed once, at first.
+    `loss_type`: TRL's names ("sigmoid", "ipo", "hinge", "robust", "apo_zero", …), several with `loss_weights`, for
+    instance ("sigmoid", "sft") with (1.0, 0.2) for DPO with an NLL term.
+    """
+
+    rate_factor: ClassVar[float] = 0.1  # preference losses go far on little
+
+    method: str = "dpo"
+    name: str = "dpo"
+    epochs: float = 1.0
+    beta: float = 0.1
+    loss_type: tuple[str, ...] = ("sigmoid",)
+    loss_weights: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class KTOSettings(TrainSettings):
+    """Kahneman-Tversky optimization (Ethayarajh et al. 2024, eq. 8) on answers that are each good or bad."""
+
+    rate_factor: ClassVar[float] = 0.1  # preference losses go far on little
+
+    method: str = "kto"
+    name: str = "kto"
+    epochs: float = 1.0
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ORPOSettings(TrainSettings):
+    """Odds-ratio preference optimization (Hong et al. 2024, eq. 6): SFT and preference in one, without a reference."""
+
+    rate_factor: ClassVar[float] = 0.1  # preference losses go far on little
+
+    method: str = "orpo"
+    name: str = "orpo"
+    epochs: float = 1.0
+    beta: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CPOSettings(TrainSettings):
+    """Contrastive preference optimization (Xu et al. 2024); `loss_type` "simpo" for SimPO (Meng et al. 2024, eq. 6)."""
+
+    rate_factor: ClassVar[float] = 0.1  # preference losses go far on little
+
+    method: str = "cpo"
+    name: str = "cpo"
+    epochs: float = 1.0
+    beta: float = 0.1
+    loss_type: str = "sigmoid"
+    cpo_alpha: float = 1.0
+    simpo_gamma: float = 0.5
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings(TrainSettings):
+    """Distillation of the starting model under the teacher's prompt into the model under the student's.
+
+    Per token of the completion, over the `top_k` likeliest tokens of the teacher and one bucket for the rest (None: the
+    whole vocabulary): "forward_kl", "reverse_kl", or "jsd" with `jsd_beta` (Agarwal et al. 2024, GKD, eq. 1).
+    """
+
+    method: str = "distill"
+    name: str = "distill"
+    epochs: float = 1.0
+    divergence: str = "forward_kl"
+    jsd_beta: float = 0.5
+    top_k: int | None = 64
+    temperature: float = 1.0
+
+
+METHODS: dict[str, type[TrainSettings]] = {
+    kind.method: kind for kind in (SFTSettings, DPOSettings, KTOSettings, ORPOSettings, CPOSettings, DistillSettings)
+}
+
+
+def settings_from(train_kwargs: Mapping[str, Any] | None) -> tuple[TrainSettings, dict[str, Any]]:
+    """The objective's settings, and the keys that are none of its own: the tuner's options, for the tuner to check.
+
+    Raises TrainingError for an unknown method or a value out of range.
+    """
+    given = dict(train_kwargs or {})
+    method = given.get("method", "sft")
+    if method not in METHODS:
+        raise TrainingError(f"method={method!r} is not known; use one of {sorted(METHODS)}")
+    kind = METHODS[method]
+    own = {entry.name for entry in fields(kind)}
+    settings = kind(**{key: _frozen(value) for key, value in given.items() if key in own})
+    _check(settings)
+    return settings, {key: value for key, value in given.items() if key not in own}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check(settings: TrainSettings) -> None:
+    for name in ("epochs", "batch_size", "gradient_accumulation_steps", "checkpoint_steps"):
+        if not getattr(settings, name) > 0:
+            raise TrainingError(f"{name}={getattr(settings, name)!r} must be above 0")
+    if settings.learning_rate is not None and not settings.learning_rate > 0:
+        raise TrainingError(f"learning_rate={settings.learning_rate!r} must be above 0")
+    if not 0 <= settings.val_share < 1:
+        raise TrainingError(f"val_share={settings.val_share!r} is a share of the rows: from 0 to below 1")
+    if settings.search and not (settings.val_share or settings.validate):
+        raise TrainingError("search compares trials on validation rows: set val_share above 0, or give validate")
+    if settings.patience and not (settings.val_share or settings.validate):
+        raise TrainingError("patience counts validation scores: set val_share above 0, or give validate")
+    choices = {"order": ORDERS, "keep": KEEP, "loss_on": LOSS_ON, "divergence": DIVERGENCES}
+    for name, known in choices.items():
+        if (value := getattr(settings, name, None)) is not None and value not in known:
+            raise TrainingError(f"{name}={value!r} is not known; use one of {known}")

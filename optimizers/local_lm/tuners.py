@@ -1,0 +1,282 @@
+"""Ways of tuning a model: one word and one small frozen config each, apart from the objective that moves the weights.
+
+    tuner_from("lora", {"rank": 32})        LoRA(rank=32, alpha=32, dropout=0.0, target_modules='all-linear')
+    tuner_from("peft:VERA", {"config": {"r": 64}})
+
+Reading this costs no import of torch or peft; injection.py makes a trainable module of such a config.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from optimizers.errors import TrainingError
+
+PEFT_PREFIX = "peft:"
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every weight, in float32 copies beside the frozen base; on a half-precision base train with bf16 autocast."""
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank updates (Hu et al. 2022, eq. 3) on all linear layers, as "LoRA Without Regret" (Schulman 2025) has it.
+
+    `target_modules`: "all-linear" (all but the output head) or names. On an nf4 base this is QLoRA.
+    """
+
+    rank: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+@dataclass(frozen=True)
+class DoRA(LoRA):
+    """LoRA whose update turns a weight's direction while its norm is trained apart (Liu et al. 2024, eq. 5)."""
+
+
+@dataclass(frozen=True)
+class RSLoRA(LoRA):
+    """LoRA scaled by alpha/sqrt(rank) instead of alpha/rank (Kalajdzievski 2023): for high ranks."""
+
+
+@dataclass(frozen=True)
+class QLoRA(LoRA):
+    """LoRA on a base kept in 4 bits (Dettmers et al. 2023); the weights must be loaded with quantize="nf4"."""
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """Small residual networks behind output projections: y + up(act(down(y))), `width` wide, zero at the start.
+
+    `placement` "both" (attention and MLP; Houlsby et al. 2019), "mlp" (Pfeiffer et al. 2021) or "attention".
+    """
+
+    width: int = 32
+    activation: str = "silu"
+    placement: str = "both"
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Trained keys and values before every layer's own (Li & Liang 2021), begun from those of real text.
+
+    `init_text` None: tokens drawn from the vocabulary.
+    """
+
+    tokens: int = 16
+    init_text: str | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Trained embeddings before the prompt (Lester et al. 2021), begun from those of real text, as Prefix is."""
+
+    tokens: int = 16
+    init_text: str | None = None
+
+
+@dataclass(frozen=True)
+class PTuning:
+    """Trained embeddings before the prompt, reached through an MLP while training (Liu et al. 2021); `hidden` wide.
+
+    `hidden` None: the model's width.
+    """
+
+    tokens: int = 16
+    hidden: int | None = None
+
+
+@dataclass(frozen=True)
+class IA3:
+    """Trained factors on attention's keys or queries, values, and the MLP's inner activations (Liu et al. 2022)."""
+
+
+@dataclass(frozen=True)
+class BitFit:
+    """Biases alone (Ben Zaken et al. 2022); a model without any gets zero biases on all its linear layers.
+
+    Each is trained as an offset from the base's bias, so that weight decay pulls towards the base, not to zero.
+    """
+
+
+@dataclass(frozen=True)
+class NormTuning:
+    """Weights (and biases) of the normalisation layers alone (Zhao et al. 2024)."""
+
+
+@dataclass(frozen=True)
+class TopLayers:
+    """The last `layers` decoder layers and the final norm, in float32 copies; the head and embeddings stay."""
+
+    layers: int = 2
+
+
+@dataclass(frozen=True)
+class OSF:
+    """Orthogonal subspace fine-tuning (Nayak et al. 2025), for one task after another: each linear layer's strongest
+    singular directions, `kept` of them as a share, are frozen and updates kept orthogonal to them."""
+
+    kept: float = 0.5
+
+
+@dataclass(frozen=True)
+class Peft:
+    """Any other tuner of peft by its `peft_type` (upper case), `config` being keywords of that tuner's own config."""
+
+    peft_type: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+TUNERS: dict[str, type] = {
+    "full": Full,
+    "lora": LoRA,
+    "dora": DoRA,
+    "rslora": RSLoRA,
+    "qlora": QLoRA,
+    "bottleneck": Bottleneck,
+    "prefix": Prefix,
+    "prompt": Prompt,
+    "p-tuning": PTuning,
+    "ia3": IA3,
+    "bitfit": BitFit,
+    "layernorm": NormTuning,
+    "top_layers": TopLayers,
+    "osf": OSF,
+}
+
+# Starting points for batches of about eight on small models: LoRA at ten times the rate of full fine-tuning, fewer
+# parameters at more. `python -m benchmarks.tuners --rates 0.3 1 3` tells whether they suit another model.
+DEFAULT_RATES: dict[str, float] = {
+    "full": 1e-4,
+    "lora": 1e-3,
+    "dora": 1e-3,
+    "rslora": 5e-4,
+    "qlora": 1e-3,
+    "bottleneck": 1e-3,
+    "prefix": 1e-2,
+    "prompt": 1e-2,
+    "p-tuning": 1e-3,
+    "ia3": 1e-2,
+    "bitfit": 3e-3,
+    "layernorm": 3e-3,
+    "top_layers": 1e-4,
+    "osf": 1e-4,
+    "peft": 1e-3,
+}
+
+# Tuners of peft that are no adapter of one network for one task, or that need a step TRL's trainers do not take.
+UNFIT = {
+    "ADALORA": "it needs a call after every step that the trainers here do not make; use 'lora'",
+    "CARTRIDGE": "it is trained by distillation of a context; use 'prefix'",
+    "CPT": "it replaces the loss; use 'prompt'",
+    "MULTITASK_PROMPT_TUNING": "it needs a task id with every request; use 'prompt'",
+    "POLY": "it needs a task id with every request; use 'lora'",
+    "SHADOW": "it runs a second network beside the model; use 'lora'",
+    "XLORA": "it mixes other adapters, which it would have to carry along; use 'lora'",
+}
+
+
+def tuner_from(word: str, options: Mapping[str, Any] | None = None) -> Any:
+    """The config that `word` names, with `options` set: a key of TUNERS, or "peft:" and a peft type ("peft:VERA").
+
+    Raises TrainingError for an unknown word or key, or a value out of range; the message lists what is known.
+    """
+    given = dict(options or {})
+    if word.lower().startswith(PEFT_PREFIX):
+        kind, given = Peft, {"peft_type": word[len(PEFT_PREFIX) :].upper(), **given}
+    elif (kind := TUNERS.get(word)) is None:
+        raise TrainingError(f"tuner={word!r} is not known; use one of {list(TUNERS)}, or 'peft:<TYPE>'")
+    known = [entry.name for entry in fields(kind)]
+    if unknown := sorted(set(given) - set(known)):
+        raise TrainingError(f"options {unknown} of tuner {word!r} are not known; known are {known}")
+    tuner = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    check_tuner(tuner)
+    return tuner
+
+
+def word_of(tuner: Any) -> str:
+    """The word that names a config: "lora", "peft:VERA". Raises TrainingError for what is no tuner config."""
+    if isinstance(tuner, Peft):
+        return f"{PEFT_PREFIX}{tuner.peft_type}"
+    for word, kind in TUNERS.items():
+        if type(tuner) is kind:
+            return word
+    raise TrainingError(f"{tuner!r} is no tuner config; make one with tuner_from(word, options)")
+
+
+def default_rate(tuner: Any) -> float:
+    """The learning rate to start from with this tuner."""
+    return DEFAULT_RATES["peft" if isinstance(tuner, Peft) else word_of(tuner)]
+
+
+def options_of(tuner: Any) -> dict[str, Any]:
+    """The config's options as plain data: `tuner_from(word_of(tuner), options_of(tuner)) == tuner`."""
+    options = asdict(tuner)
+    options.pop("peft_type", None)
+    return options
+
+
+def check_tuner(tuner: Any) -> None:
+    """Raise TrainingError unless every option is in its range; the message says which."""
+    word = word_of(tuner)
+    for entry in fields(tuner):
+        value = getattr(tuner, entry.name)
+        if (rule := RULES.get(entry.name)) is not None and not rule[0](value):
+            raise TrainingError(f"tuner {word!r}: {entry.name}={value!r} must be {rule[1]}")
+    if isinstance(tuner, Peft):
+        _check_peft(tuner)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _names(value: Any) -> bool:
+    return (isinstance(value, str) and bool(value)) or (
+        isinstance(value, tuple) and bool(value) and all(isinstance(name, str) and name for name in value)
+    )
+
+
+ACTIVATIONS = ("silu", "gelu", "relu", "tanh")
+PLACEMENTS = ("both", "mlp", "attention")
+RULES: dict[str, tuple[Any, str]] = {
+    "rank": (_count, "a whole number of at least 1"),
+    "width": (_count, "a whole number of at least 1"),
+    "tokens": (_count, "a whole number of at least 1"),
+    "layers": (_count, "a whole number of at least 1"),
+    "hidden": (lambda value: value is None or _count(value), "None or a whole number of at least 1"),
+    "alpha": (lambda value: _number(value) and value > 0, "above 0"),
+    "dropout": (lambda value: _number(value) and 0 <= value < 1, "from 0 to below 1"),
+    "kept": (lambda value: _number(value) and 0 < value < 1, "a share above 0 and below 1"),
+    "target_modules": (_names, "'all-linear' or names of layers"),
+    "activation": (lambda value: value in ACTIVATIONS, f"one of {ACTIVATIONS}"),
+    "placement": (lambda value: value in PLACEMENTS, f"one of {PLACEMENTS}"),
+    "init_text": (lambda value: value is None or (isinstance(value, str) and bool(value)), "None or some text"),
+    "config": (lambda value: isinstance(value, Mapping), "a mapping of keywords"),
+}
+
+
+def _check_peft(tuner: Peft) -> None:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kinds = {str(getattr(kind, "value", kind)): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    fit = sorted(set(kinds) - set(UNFIT))
+    if tuner.peft_type in UNFIT:
+        raise TrainingError(f"peft type {tuner.peft_type} cannot be used here: {UNFIT[tuner.peft_type]}")
+    if tuner.peft_type not in kinds:
+        raise TrainingError(f"peft type {tuner.peft_type!r} is not known; known are {fit}")
+    known = sorted(entry.name for entry in fields(kinds[tuner.peft_type]) if entry.init)
+    if unknown := sorted(set(tuner.config) - set(known)):
+        raise TrainingError(f"config keys {unknown} of peft:{tuner.peft_type} are not known; known are {known}")
+    if tuner.config.get("alora_invocation_tokens"):
+        raise TrainingError(
+            "alora_invocation_tokens cannot be used here: each request would need to say where it begins"
+        )
