@@ -79,7 +79,8 @@ def measure(lm: str, word: str, rate: float, steps: int, batch_size: int, n_rows
             raise tuned
         history = job.log["history"][min(WARM_STEPS, steps - 1) - 1 :]
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        every = sum(p.numel() for p in model.engine.weights.model.parameters())
+        parameters = model.engine.weights.model.parameters()
+        every = sum(p.numel() * (1 if p.is_floating_point() else 2) for p in parameters)  # two 4-bit weights to a byte
         return {
             "trained": job.log["trainable_parameters"],
             "share": job.log["trainable_parameters"] / every,

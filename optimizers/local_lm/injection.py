@@ -9,55 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    IA3Config,
-    LoraConfig,
-    OSFConfig,
-    PeftConfig,
-    PeftModel,
-    PrefixTuningConfig,
-    PromptEncoderConfig,
-    PromptTuningConfig,
-    get_peft_model,
-    set_peft_model_state_dict,
-)
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from optimizers.errors import ModelError, TrainingError
-from optimizers.local_lm.addons import AddonConfig
-from optimizers.local_lm.structure import (
-    bias_names,
-    norm_names,
-    output_projections,
-    top_parameter_names,
-)
-from optimizers.local_lm.tuners import (
-    IA3,
-    OSF,
-    BitFit,
-    Bottleneck,
-    DoRA,
-    Full,
-    LoRA,
-    NormTuning,
-    Peft,
-    Prefix,
-    Prompt,
-    PTuning,
-    QLoRA,
-    RSLoRA,
-    TopLayers,
-    check_tuner,
-    word_of,
-)
+from optimizers.local_lm.peft_configs import peft_config
+from optimizers.local_lm.structure import top_parameter_names
+from optimizers.local_lm.tuners import OSF, Full, Prefix, Prompt, QLoRA, TopLayers, check_tuner, word_of
 from optimizers.local_lm.weights import Weights
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 PARAMETERS = "PARAMETERS"
 NOT_IN_4_BITS = (Full, TopLayers, OSF)
-OWN_TARGETS = ("ADAPTION_PROMPT", "IA3", "LN_TUNING", "TRAINABLE_TOKENS")
 
 
 def inject(weights: Weights, tuner: Any) -> Any:
@@ -137,58 +101,6 @@ def opening_of(weights: Weights, module: Any) -> tuple[tuple[Tensor, Tensor], ..
         embeddings = prompt.to(weights.model.get_input_embeddings().weight.dtype)
         prompt = weights.model(inputs_embeds=embeddings, use_cache=True, logits_to_keep=1).past_key_values
     return tuple((layer.keys.detach(), layer.values.detach()) for layer in prompt.layers)
-
-
-def peft_config(weights: Weights, tuner: Any) -> PeftConfig:
-    """peft's own config for a tuner. Raises TrainingError where the network lacks the layers it would tune."""
-    model, task = weights.model, "CAUSAL_LM"
-    match tuner:
-        case LoRA():
-            targets = tuner.target_modules
-            return LoraConfig(
-                task_type=task,
-                r=tuner.rank,
-                lora_alpha=tuner.alpha,
-                lora_dropout=tuner.dropout,
-                target_modules=targets if isinstance(targets, str) else list(targets),
-                use_dora=isinstance(tuner, DoRA),
-                use_rslora=isinstance(tuner, RSLoRA),
-            )
-        case Bottleneck():
-            names = output_projections(model, tuner.placement)
-            return AddonConfig(task_type=task, target_modules=names, width=tuner.width, activation=tuner.activation)
-        case BitFit():
-            return AddonConfig(task_type=task, kind="bias", target_modules=bias_names(model))
-        case NormTuning():
-            return AddonConfig(task_type=task, kind="norm", target_modules=norm_names(model))
-        case Prefix():
-            return PrefixTuningConfig(task_type=task, num_virtual_tokens=tuner.tokens)
-        case Prompt():
-            return PromptTuningConfig(task_type=task, num_virtual_tokens=tuner.tokens)
-        case PTuning():
-            return PromptEncoderConfig(
-                task_type=task, num_virtual_tokens=tuner.tokens, encoder_hidden_size=tuner.hidden
-            )
-        case IA3():
-            return _ia3(model, task)
-        case OSF():
-            return OSFConfig(task_type=task, effective_rank=float(tuner.kept), target_modules="all-linear")
-        case Peft():
-            kind = PEFT_TYPE_TO_CONFIG_MAPPING[tuner.peft_type]
-            given = {"task_type": task, **tuner.config}
-            if tuner.peft_type not in OWN_TARGETS and "target_modules" in kind.__dataclass_fields__:
-                given.setdefault("target_modules", "all-linear")
-            return kind(**given)
-    raise TrainingError(f"{tuner!r} is no tuner config; make one with tuner_from(word, options)")
-
-
-def _ia3(model: Any, task: str) -> IA3Config:
-    """Keys, values and what enters the MLP's output projection, as in the paper; peft's table has queries for some."""
-    pairs = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ("k_proj", "v_proj")]
-    if not pairs:
-        return IA3Config(task_type=task)  # peft knows the architecture, or says that it does not
-    inner = output_projections(model, "mlp")
-    return IA3Config(task_type=task, target_modules=pairs + inner, feedforward_modules=inner)
 
 
 def _check_base(weights: Weights, tuner: Any) -> None:

@@ -134,6 +134,15 @@ def test_a_trained_adapter_answers_and_comes_back_with_a_saved_program(model, tm
     assert [loaded.first.lm("Renews?"), loaded.second.lm("Renews?")] == [tuned("Renews?"), [base]]
 
 
+@pytest.mark.parametrize("model", ["mistral", "gemma3", "phi3", "gpt2"], indirect=True)
+def test_preferences_widen_the_margin(model):
+    engine, words = model.lm.engine, ["yes indeed", "no"]
+    rows = [{"prompt": CHAT, "chosen": words[0], "rejected": words[1]}] * 8
+    tuned = model.lm.finetune(rows, None, {**QUICK, "method": "dpo"}).result()
+    before, after = engine.score(CHAT, words), engine.score(CHAT, words, tuned.model)
+    assert after[0] - after[1] > before[0] - before[1]
+
+
 def test_a_template_that_leaves_the_system_turn_out_gets_it_with_the_first_user_turn(tmp_path):
     folder = write_tiny_model(tmp_path / "tiny")
     tokenizer = byte_tokenizer()

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from optimizers.errors import ModelError, TrainingError
-from optimizers.local_lm import adapters, forget_engines, load_program, load_weights, local_lm, save_program
+from optimizers.local_lm import (
+    adapters,
+    forget_engines,
+    injection,
+    load_program,
+    load_weights,
+    local_lm,
+    save_program,
+)
 from optimizers.local_lm.prompts import encode_completion
 from optimizers.local_lm.tiny import CHAT_TEMPLATE, byte_tokenizer, write_tiny_model
 from optimizers.local_lm.training.rows import encode
@@ -174,8 +182,8 @@ def test_an_unknown_key_is_refused_with_all_that_are_known(lm):
 
 
 def test_an_adapter_that_trains_nothing_is_refused(lm, monkeypatch):
-    real = adapters.inject
-    monkeypatch.setattr(adapters, "inject", lambda weights, tuner: real(weights, tuner).requires_grad_(False))
+    real = injection.inject
+    monkeypatch.setattr(injection, "inject", lambda weights, tuner: real(weights, tuner).requires_grad_(False))
     with pytest.raises(TrainingError, match="no parameter"):
         train(lm)
 

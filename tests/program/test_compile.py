@@ -312,7 +312,7 @@ def test_ctrl_c_in_training_ends_the_training_too(earlier, monkeypatch):
     assert read_run(Path(f"{config.out}.partial")).status == "partial"
     assert not [thread for thread in threading.enumerate() if "thread_function_wrapper" in thread.name]
     weights = load_weights(config.lm)
-    assert weights.peft is None and not weights.model.training and weights.lock.acquire(timeout=1)
+    assert weights.tuning is None and not weights.model.training and weights.lock.acquire(timeout=1)
     weights.lock.release()
 
 
