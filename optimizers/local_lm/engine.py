@@ -5,7 +5,6 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -21,20 +20,9 @@ from optimizers.local_lm.decoding import score_rows
 from optimizers.local_lm.dispatch import Dispatcher, Job
 from optimizers.local_lm.prefixes import PrefixStore
 from optimizers.local_lm.prompts import PROVIDER, Chat, encode_completion, encode_prompt, request_chat
-from optimizers.local_lm.rows import Output, Row
-from optimizers.local_lm.streams import EventListener, token_logprobs
+from optimizers.local_lm.rows import Completion, Output, Row
+from optimizers.local_lm.streams import EventListener, raised, token_logprobs
 from optimizers.local_lm.weights import Weights
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer as the model gave it, before any adapter read it: what training on rollouts needs."""
-
-    model: str
-    chat: tuple[dict[str, str], ...]
-    text: str
-    ids: tuple[int, ...]
-    finish_reason: str
 
 
 class LocalEngine:
@@ -97,7 +85,7 @@ class LocalEngine:
         answer = self.submit(request, listener)
         try:
             yield StreamStartEvent(model=request.model)
-            while (event := _raised(events.get())).type != "end":
+            while (event := raised(events.get())).type != "end":
                 yield event
             yield event
         finally:
@@ -213,12 +201,6 @@ class LocalEngine:
         )
 
 
-def _raised(event: Any) -> Any:
-    if isinstance(event, BaseException):
-        raise event
-    return event
-
-
 class AsyncLocalEngine:
     """Async face of a LocalEngine: the same queue, awaited."""
 
@@ -239,7 +221,7 @@ class AsyncLocalEngine:
         answer = await asyncio.to_thread(self.engine.submit, request, listener)
         try:
             yield StreamStartEvent(model=request.model)
-            while (event := _raised(await events.get())).type != "end":
+            while (event := raised(await events.get())).type != "end":
                 yield event
             yield event
         finally:

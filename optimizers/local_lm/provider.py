@@ -98,26 +98,24 @@ class LocalProvider(Provider):
         from optimizers.local_lm.training.fit import fit
         from optimizers.local_lm.training.search import search
 
-        task = self._task(model, train_data, train_data_format, train_kwargs)
         local = job if isinstance(job, LocalTrainingJob) else LocalTrainingJob()
-        told = self._estimate(task)
-        check_fits(task.weights, task.rows, task.settings, told)
-        local.estimate = told
 
         def report(progress: "Progress") -> None:
             local.progress = progress
 
-        task = replace(task, stop=local.stopping, report=report)
         self._jobs.add(local)
         try:
+            task = self._task(model, train_data, train_data_format, train_kwargs)
+            task = replace(task, stop=local.stopping, report=report)
+            local.estimate = self._estimate(task)
+            check_fits(task.weights, task.rows, task.settings, local.estimate)
             tried = []
             if task.settings.search:
                 task, tried = search(task)
             name, _ = fit(task)
         finally:
             self._jobs.discard(local)
-        local.log = json.loads((task.root / name / "training.json").read_text())
-        local.log["search"] = tried
+        local.log = {**json.loads((task.root / name / "training.json").read_text()), "search": tried}
         return self.engine.model_string(name)
 
     def dry_run(

@@ -1,4 +1,4 @@
-"""What a batch is made of: rows to continue, and what each of them said."""
+"""What a batch is made of and leaves behind: rows to continue, what each of them said, and who hears it."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -36,6 +36,17 @@ class Output:
     top: list[list[tuple[int, float]]] = field(default_factory=list)
     stop_tokens: int = 0
     error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer as the model gave it, before any adapter read it: what training on rollouts needs."""
+
+    model: str
+    chat: tuple[dict[str, str], ...]
+    text: str
+    ids: tuple[int, ...]
+    finish_reason: str
 
 
 class Listener(Protocol):

@@ -55,6 +55,13 @@ class EventListener:
                 self.gone = True
 
 
+def raised(event: Any) -> Any:
+    """The event that came, or, if an error came in its place, that error raised."""
+    if isinstance(event, BaseException):
+        raise event
+    return event
+
+
 def token_logprobs(tokenizer: Any, output: Output, start: int = 0) -> tuple[TokenLogprob, ...]:
     """An output's log probabilities from token `start` on, as lm15 has them."""
     told = list(zip(output.ids, output.logprobs, output.top, strict=True))[start:]

@@ -32,7 +32,10 @@ def lm(tiny, tmp_path):
 
 
 def task(lm, rows=ROWS, **kwargs):
-    return lm.provider._task(lm.model, rows, None, {**QUIET, **kwargs})
+    told = {**QUIET, **kwargs}
+    if told.get("tuner", "lora") != "lora":
+        told.pop("rank")
+    return lm.provider._task(lm.model, rows, None, told)
 
 
 def record(lm, name):
@@ -51,9 +54,18 @@ def killer(at_step):
     return report
 
 
-@pytest.mark.parametrize(("method", "rows"), [("sft", ROWS), ("dpo", PAIRS), ("orpo", PAIRS)])
-def test_a_killed_run_goes_on_to_the_very_same_weights(lm, method, rows):
-    told = {"method": method, "max_steps": 9, "checkpoint_steps": 3}
+@pytest.mark.parametrize(
+    ("method", "rows", "tuner"),
+    [
+        ("sft", ROWS, "lora"),
+        ("dpo", PAIRS, "lora"),
+        ("orpo", PAIRS, "lora"),
+        ("sft", ROWS, "full"),
+        ("sft", ROWS, "bitfit"),
+    ],
+)
+def test_a_killed_run_goes_on_to_the_very_same_weights(lm, method, rows, tuner):
+    told = {"method": method, "max_steps": 9, "checkpoint_steps": 3, "tuner": tuner}
     straight, _ = fit(task(lm, rows, **told, resume=False))
     steps = []
     with pytest.raises(KilledError):
@@ -231,6 +243,19 @@ def test_search_tries_and_takes_the_best(lm):
     assert job.log["settings"]["learning_rate"] == best["parameters"]["learning_rate"]
     assert job.log["tuner"]["options"]["rank"] == best["parameters"]["rank"]
     assert len(list(lm.engine.adapters_dir.iterdir())) == 1, "trials leave nothing behind"
+
+
+def test_a_trial_that_is_cut_leaves_nothing_behind(lm):
+    class CutError(Exception):
+        pass
+
+    def cut(step, score):
+        raise CutError
+
+    with pytest.raises(CutError):
+        fit(task(lm, val_share=0.25, epochs=2), cut)
+    assert not list(lm.engine.adapters_dir.iterdir())
+    assert not list((lm.engine.adapters_dir.parent / "jobs").glob("*[!.lock]/"))
 
 
 def test_search_without_a_finished_trial_says_so(lm, monkeypatch):

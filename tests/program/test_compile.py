@@ -16,7 +16,8 @@ from corpora.errors import CorpusError
 from corpora.types import Contract, Corpus
 from modules.retriever import StoreError
 from optimizers.errors import TrainingError
-from optimizers.local_lm import load_weights, sft
+from optimizers.local_lm import load_weights
+from optimizers.local_lm.training import fit
 from program import compile as compile_module
 from program.compile import compile, read_split
 from program.config import ConfigError
@@ -297,10 +298,10 @@ def test_ctrl_c_in_training_ends_the_training_too(earlier, monkeypatch):
     def interrupt(watch, args, state, control, **_):
         if state.global_step == 1:
             os.kill(os.getpid(), signal.SIGINT)  # as the terminal does; the main thread waits for this one
-            stopped.append(watch.stop.wait(timeout=20))
+            stopped.append(watch.task.stop.wait(timeout=20))
         stopped.append(state.global_step)
 
-    monkeypatch.setattr(sft._Watch, "on_step_end", interrupt, raising=False)
+    monkeypatch.setattr(fit._Watch, "on_step_end", interrupt)
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with it ignored
     try:
         with pytest.raises(KeyboardInterrupt):

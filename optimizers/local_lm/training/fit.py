@@ -25,6 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from optimizers.errors import TrainingError
 from optimizers.local_lm.adapters import detach_all, keep_adapter, training
 from optimizers.local_lm.training.checkpoints import (
+    JobState,
     SealCheckpoints,
     job_id,
     last_whole,
@@ -95,13 +96,23 @@ def fit(task: Task, on_score: Callable[[int, float], None] = lambda step, score:
             state.scores.append({"step": target, "score": score, "adapter": name})
             write_state(folder, state)
             if score is not None:
-                on_score(target, score)
+                _tell(on_score, target, score, task, state, folder)
             if _patience_spent(state.scores, settings.patience):
                 break
         kept = _choose(state.scores, settings.keep)
         if others := {row["adapter"] for row in state.scores} - {kept["adapter"]}:
             drop_adapter(task, *others)
     return kept["adapter"], kept["score"]
+
+
+def _tell(on_score: Callable, target: int, score: float, task: Task, state: JobState, folder: Path) -> None:
+    """Report a score; whoever hears it may end the run by raising, and then nothing is left of it."""
+    try:
+        on_score(target, score)
+    except Exception:
+        drop_adapter(task, *{row["adapter"] for row in state.scores})
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 class _Run:

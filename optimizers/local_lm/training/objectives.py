@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import Trainer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
@@ -75,11 +76,16 @@ def _sft(weights: Weights, model: Any, rows: Dataset, eval_rows: Dataset | None,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         pad_to_multiple_of=PAD_MULTIPLE,
-        activation_checkpointing=weights.quantize is not None and on_cuda,
+        activation_checkpointing=weights.quantize is not None and on_cuda and not _learns_prompt(model),
     )
     return SFTTrainer(
         model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=weights.tokenizer
     )
+
+
+def _learns_prompt(model: Any) -> bool:
+    """Whether keys and values come from outside the network, which recomputing a layer would not see."""
+    return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
 
 
 class _EncodedDPO(DPOTrainer):
