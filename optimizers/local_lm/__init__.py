@@ -41,7 +41,7 @@ def local_lm(
     device: str = "auto",
     dtype: str | None = None,
     work_dir: str | Path | None = None,
-    max_batch: int = 32,
+    max_batch: int = 64,
     max_tokens: int = 512,
     temperature: float = 0.0,
     **lm_kwargs: Any,

@@ -42,7 +42,7 @@ class LocalEngine:
     )
 
     def __init__(
-        self, weights: Weights, work_dir: Path, *, max_batch: int = 32, max_tokens: int = 512, keep: int = 10_000
+        self, weights: Weights, work_dir: Path, *, max_batch: int = 64, max_tokens: int = 512, keep: int = 10_000
     ):
         if max_batch < 1:
             raise ModelError(f"max_batch={max_batch} must be at least 1")

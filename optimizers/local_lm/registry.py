@@ -18,7 +18,7 @@ def shared_engine(
     quantize: str | None = None,
     device: str = "auto",
     dtype: str | None = None,
-    max_batch: int = 32,
+    max_batch: int = 64,
     max_tokens: int = 512,
 ) -> LocalEngine:
     """The process's engine of this description; equal descriptions share one dispatcher and one model."""

@@ -121,6 +121,13 @@ def test_steady_finetune_leaves_it_out(rows, what, metric, caplog):
     assert counted in caplog.text
 
 
+def test_half_an_example_is_no_training_row(rows):
+    program = Backwards()
+    program.first.lm, program.last.lm = parrot(), parrot(READABLE, "I do not know.")
+    SteadyFinetune().compile(program, trainset=examples(2))
+    assert [len(job) for job in rows] == [2, 2]  # the first example's two answers, for either LM
+
+
 def test_steady_finetune_refuses_when_too_many_calls_fail_and_says_why(rows):
     with pytest.raises(TrainingError, match=r"2 of 4 examples failed.*10%.*the key has expired") as caught:
         compiled(SteadyFinetune(metric=right), READABLE, DOWN, DOWN, READABLE)

@@ -23,7 +23,9 @@ def _ids(n, start):
     return tuple(range(start, start + n))
 
 
-FORKED = Tree(Segment(_ids(7, 10), 7), (Segment(_ids(5, 30), 2), Segment(_ids(4, 40), 0), Segment(_ids(6, 50), 6)))
+FORKED = Tree(
+    Segment(_ids(7, 10), 7), (Segment(_ids(5, 30), 2, (3, 4)), Segment(_ids(4, 40), 0, (2,)), Segment(_ids(6, 50), 6))
+)
 LONE = Tree(Segment(_ids(4, 60), 4), (Segment(_ids(5, 70), 0),))
 SMALL = Tree(Segment(_ids(3, 80), 3), (Segment(_ids(3, 90), 1),))
 
@@ -66,9 +68,9 @@ def test_each_branch_is_computed_as_if_alone(batch, tmp_path):
 
 def test_targets_and_weights_of_a_forked_tree(batch):
     p, d = PROMPT_WEIGHT, DECISION_WEIGHT
-    # Where a token predicts the next: prompt, then completion, of which all but the first few words weigh 1. The last
+    # Where a token predicts the next: prompt, then completion, of which all but the deciding words weigh 1. The last
     # token of a segment predicts nothing: what follows it in the row is another branch.
-    weights = [p] * 6 + [0], [p, 1, d, d, 0], [1, 1, 1, 0], [p] * 5 + [0]
+    weights = [p] * 6 + [0], [p, 1, d, d, 0], [1, d, 1, 0], [p] * 5 + [0]
     for place, (segment, wanted) in enumerate(zip((FORKED.prefix, *FORKED.branches), weights, strict=True)):
         row, at = _places(batch, 1, place)
         assert batch.ids_B_T[row, at].tolist() == list(segment.ids)
@@ -84,6 +86,24 @@ def test_a_lone_branch_without_a_prompt_is_predicted_from_its_first_token(batch)
     assert batch.weights_B_T[row, branch].tolist() == [1.0] * 4 + [0.0]
     row, prefix = _places(batch, 3, 0)  # the first token of this one belongs to its prompt
     assert batch.weights_B_T[row, prefix[-1]] == 0
+
+
+def test_the_words_that_open_a_quote_or_a_question_decide(material):
+    tokenizer = material[0]
+    for signature, tree in _trees(material):
+        for branch in tree.branches:
+            said = _places_of_fields(tokenizer, branch)
+            wanted = [said["quotes"]] if signature is not WriteQuestion else [said["question"], said["quotes"]]
+            assert branch.deciding == tuple(place for start in wanted for place in range(start, start + 4))
+
+
+def _places_of_fields(tokenizer, branch):
+    """Where the completion's fields start, by their markers."""
+    places = {}
+    for place in range(branch.n_prompt, len(branch.ids)):
+        if marker := re.fullmatch(r"\s*\[\[ ## (\w+) ## \]\]\s*", tokenizer.decode([branch.ids[place]])):
+            places[marker[1]] = place + 1
+    return places
 
 
 def test_padding_weighs_nothing_and_a_tree_that_does_not_fit_is_left_out(batch):
