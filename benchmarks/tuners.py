@@ -14,7 +14,7 @@ import sys
 import tempfile
 
 from benchmarks.training_throughput import training_rows
-from optimizers.local_lm.tuners import TUNERS, default_rate, tuner_from
+from optimizers.local_lm.tuning.tuners import TUNERS, default_rate, tuner_from
 
 WARM_STEPS = 2
 

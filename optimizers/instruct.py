@@ -6,7 +6,7 @@ import dspy
 from dspy.teleprompt import BootstrapFinetune
 
 from optimizers.local_lm.provider import LocalProvider
-from optimizers.local_lm.stock import SteadyFinetune
+from optimizers.stock import SteadyFinetune
 
 
 class InstructTune(SteadyFinetune):

@@ -11,10 +11,10 @@ from typing import Any
 
 import dspy
 
-from optimizers.local_lm.engine import AsyncLocalEngine, Completion, LocalEngine
 from optimizers.local_lm.programs import load_program, save_program
 from optimizers.local_lm.provider import LocalProvider, LocalTrainingJob
-from optimizers.local_lm.registry import forget_engines, shared_engine
+from optimizers.local_lm.serving.engine import AsyncLocalEngine, Completion, LocalEngine
+from optimizers.local_lm.serving.registry import forget_engines, shared_engine
 from optimizers.local_lm.training.settings import METHODS
 from optimizers.local_lm.weights import Weights, load_weights
 

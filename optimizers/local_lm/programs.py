@@ -17,9 +17,9 @@ from typing import Any
 import dspy
 
 from optimizers.errors import ModelError
-from optimizers.local_lm.adapters import check_adapter
-from optimizers.local_lm.engine import LocalEngine
 from optimizers.local_lm.sealed import check_seal, draft_beside, move_into_place, seal
+from optimizers.local_lm.serving.engine import LocalEngine
+from optimizers.local_lm.tuning.adapters import check_adapter
 
 SPEC_KEYS = ("name_or_path", "quantize", "dtype", "max_tokens")
 

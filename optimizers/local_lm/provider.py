@@ -13,11 +13,11 @@ from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
 from optimizers.errors import TrainingError
-from optimizers.local_lm.adapters import tuner_of
-from optimizers.local_lm.engine import PROVIDER, LocalEngine
 from optimizers.local_lm.reinforce import LocalReinforceJob
+from optimizers.local_lm.serving.engine import PROVIDER, LocalEngine
 from optimizers.local_lm.training.settings import TrainSettings, settings_from
-from optimizers.local_lm.tuners import default_rate, options_of, tuner_from, word_of
+from optimizers.local_lm.tuning.adapters import tuner_of
+from optimizers.local_lm.tuning.tuners import default_rate, options_of, tuner_from, word_of
 
 if TYPE_CHECKING:
     from optimizers.local_lm.training.estimate import Estimate
@@ -92,7 +92,7 @@ class LocalProvider(Provider):
         """Train from `model` (the base, or a copy of the adapter it names) and return the new model string.
 
         `train_data`: rows as training/rows.py describes them for the method. `train_kwargs`: fields of the method's
-        settings (training/settings.py) and of the tuner's (tuners.py). Raises TrainingError, ModelError.
+        settings (training/settings.py) and of the tuner's (tuning/tuners.py). Raises TrainingError, ModelError.
         """
         from optimizers.local_lm.training.estimate import check_fits  # trainers take seconds to import
         from optimizers.local_lm.training.fit import fit
@@ -170,8 +170,8 @@ class LocalProvider(Provider):
         return tuner_from(word, options) if own is None or settings.tuner else own
 
     def _estimate(self, task: "Task") -> "Estimate":
-        from optimizers.local_lm.adapters import training
         from optimizers.local_lm.training.estimate import count_trainable, estimate
+        from optimizers.local_lm.tuning.adapters import training
 
         parent = None if task.parent is None else task.root / task.parent
         with training(task.weights, tuner=task.tuner, parent=parent) as model:

@@ -30,7 +30,7 @@ class Weights:
     `base` is the name in model strings, `<name>:<8 hex>`; the hex covers the files, the quantisation and the dtype,
     so retrained weights never answer from a cache filled by the old ones. `digest` covers the files alone: adapters
     are bound to it. Whoever runs or changes `model` holds `lock`. `attached` holds the adapters in memory, `graft` the
-    one that stands in the network now, `tuning` the training in progress (adapters.py).
+    one that stands in the network now, `tuning` the training in progress (tuning/adapters.py).
     """
 
     base: str

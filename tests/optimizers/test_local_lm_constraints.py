@@ -9,8 +9,9 @@ import pytest
 from dspy import lm15
 from dspy.lm15 import Config, Message, Request
 
-from optimizers.local_lm import constraints, forget_engines, local_lm
-from optimizers.local_lm.constraints import Grammars
+from optimizers.local_lm import forget_engines, local_lm
+from optimizers.local_lm.serving import constraints
+from optimizers.local_lm.serving.constraints import Grammars
 from optimizers.local_lm.tiny import byte_tokenizer, write_tiny_model
 
 SCHEMA = {

@@ -11,11 +11,11 @@ import torch
 from dspy.lm15 import Config, Message, Request
 
 from optimizers.local_lm import forget_engines, local_lm
-from optimizers.local_lm.adapters import keep_adapter, training
-from optimizers.local_lm.dispatch import Job, collect, plan_batches
-from optimizers.local_lm.rows import Row
+from optimizers.local_lm.serving.dispatch import Job, collect, plan_batches
+from optimizers.local_lm.serving.rows import Row
 from optimizers.local_lm.tiny import write_tiny_model
-from optimizers.local_lm.tuners import tuner_from
+from optimizers.local_lm.tuning.adapters import keep_adapter, training
+from optimizers.local_lm.tuning.tuners import tuner_from
 
 SYSTEM = "You read contracts with care and say what they say. " * 2
 

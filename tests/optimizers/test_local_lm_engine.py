@@ -15,11 +15,12 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from optimizers.errors import ModelError
-from optimizers.local_lm import attention, batches, dispatch, forget_engines, load_weights, local_lm
-from optimizers.local_lm.decoding import decode, score_rows
-from optimizers.local_lm.prefixes import PrefixStore
+from optimizers.local_lm import forget_engines, load_weights, local_lm
 from optimizers.local_lm.prompts import encode_prompt, request_chat
-from optimizers.local_lm.rows import Row
+from optimizers.local_lm.serving import attention, batches, dispatch
+from optimizers.local_lm.serving.decoding import decode, score_rows
+from optimizers.local_lm.serving.prefixes import PrefixStore
+from optimizers.local_lm.serving.rows import Row
 from optimizers.local_lm.tiny import CHAT_TEMPLATE, byte_tokenizer, write_tiny_model
 
 SYSTEM = "You read contracts with care and say what they say. " * 3

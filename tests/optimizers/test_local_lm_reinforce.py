@@ -13,15 +13,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimizers.errors import TrainingError
 from optimizers.local_lm import forget_engines, local_lm
-from optimizers.local_lm.adapters import training
-from optimizers.local_lm.engine import Completion
 from optimizers.local_lm.reinforce import GRPOSettings, LocalReinforceJob, job, policy
 from optimizers.local_lm.reinforce.losses import LOSS_TYPES, group_advantages, grpo_loss, kl_k3
 from optimizers.local_lm.reinforce.policy import Sample, Update, completion_logps, update_policy
 from optimizers.local_lm.reinforce.rollouts import encode_groups, fields_of, match, read_groups
 from optimizers.local_lm.reinforce.settings import grpo_settings
+from optimizers.local_lm.serving.engine import Completion
 from optimizers.local_lm.tiny import write_tiny_model
-from optimizers.local_lm.tuners import tuner_from
+from optimizers.local_lm.tuning.adapters import training
+from optimizers.local_lm.tuning.tuners import tuner_from
 
 ANSWERS = ["yes", "no", "perhaps", "never"]
 QUICK = {"rank": 4, "alpha": 8, "learning_rate": 3e-3}

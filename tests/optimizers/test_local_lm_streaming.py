@@ -12,11 +12,12 @@ from dspy import lm15
 from dspy.lm15 import Config, Message, Request
 from llguidance import LLMatcher
 
-from optimizers.local_lm import dispatch, forget_engines, local_lm
-from optimizers.local_lm.constraints import Grammar
-from optimizers.local_lm.rows import Output
-from optimizers.local_lm.streams import EventListener
-from optimizers.local_lm.text import TextStream
+from optimizers.local_lm import forget_engines, local_lm
+from optimizers.local_lm.serving import dispatch
+from optimizers.local_lm.serving.constraints import Grammar
+from optimizers.local_lm.serving.rows import Output
+from optimizers.local_lm.serving.streams import EventListener
+from optimizers.local_lm.serving.text import TextStream
 from optimizers.local_lm.tiny import byte_tokenizer, write_tiny_model
 
 

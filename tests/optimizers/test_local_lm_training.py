@@ -10,19 +10,12 @@ import pytest
 import torch
 
 from optimizers.errors import ModelError, TrainingError
-from optimizers.local_lm import (
-    adapters,
-    forget_engines,
-    injection,
-    load_program,
-    load_weights,
-    local_lm,
-    save_program,
-)
+from optimizers.local_lm import forget_engines, load_program, load_weights, local_lm, save_program
 from optimizers.local_lm.prompts import encode_completion
 from optimizers.local_lm.tiny import CHAT_TEMPLATE, byte_tokenizer, write_tiny_model
 from optimizers.local_lm.training.rows import encode
 from optimizers.local_lm.training.settings import settings_from
+from optimizers.local_lm.tuning import adapters, injection
 
 CHAT = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "Renews?"}]
 ROWS = [

@@ -10,13 +10,20 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from optimizers.errors import ModelError, TrainingError
-from optimizers.local_lm import adapters, forget_engines, load_weights, local_lm
-from optimizers.local_lm.decoding import score_rows
-from optimizers.local_lm.grafts import Snapshot
+from optimizers.local_lm import forget_engines, load_weights, local_lm
 from optimizers.local_lm.prompts import encode_completion, encode_prompt, request_chat
-from optimizers.local_lm.structure import bias_names, linear_names, norm_names, output_projections, top_parameter_names
+from optimizers.local_lm.serving.decoding import score_rows
 from optimizers.local_lm.tiny import write_tiny_model
-from optimizers.local_lm.tuners import (
+from optimizers.local_lm.tuning import adapters
+from optimizers.local_lm.tuning.grafts import Snapshot
+from optimizers.local_lm.tuning.structure import (
+    bias_names,
+    linear_names,
+    norm_names,
+    output_projections,
+    top_parameter_names,
+)
+from optimizers.local_lm.tuning.tuners import (
     DEFAULT_RATES,
     OSF,
     TUNERS,

@@ -10,7 +10,7 @@ import pytest
 from dspy.teleprompt import BootstrapFinetune
 
 from optimizers.errors import TrainingError
-from optimizers.local_lm.stock import SteadyFinetune, on_own_lm
+from optimizers.stock import SteadyFinetune, on_own_lm
 
 READABLE = "[[ ## answer ## ]]\nyes\n\n[[ ## completed ## ]]"
 HALF = "[[ ## reason ## ]]\nbecause\n\n"
@@ -113,7 +113,7 @@ def test_stock_finetune_ends_at_one_answer_it_cannot_use(rows, what, error, metr
 def test_steady_finetune_leaves_it_out(rows, what, metric, caplog):
     whole = READABLE.replace("[[ ## completed", "[[ ## reason ## ]]\nit says so\n\n[[ ## completed")
     said = (whole, ANSWERS[what], whole) if what == "half read" else (READABLE, ANSWERS[what], READABLE)
-    with caplog.at_level("WARNING", "optimizers.local_lm.stock"):
+    with caplog.at_level("WARNING", "optimizers.stock"):
         compiled(SteadyFinetune(metric=metric, max_failed=0.5), *said)
     asked = " ".join(row["messages"][-2]["content"] for row in rows[0])
     assert [f"q {i}" in asked for i in range(3)] == [True, False, True]

@@ -15,13 +15,13 @@ from dspy.clients.provider import ReinforceJob
 from dspy.clients.utils_finetune import GRPOStatus, TrainDataFormat, TrainingStatus
 
 from optimizers.errors import ModelError, TrainingError
-from optimizers.local_lm.adapters import keep_adapter, serving, training, tuner_of
-from optimizers.local_lm.engine import Completion, LocalEngine
 from optimizers.local_lm.reinforce.losses import group_advantages
 from optimizers.local_lm.reinforce.policy import Sample, Update, sample_logps, update_policy
 from optimizers.local_lm.reinforce.rollouts import Rollout, encode_groups, read_groups
 from optimizers.local_lm.reinforce.settings import GRPOSettings, grpo_settings
-from optimizers.local_lm.tuners import default_rate
+from optimizers.local_lm.serving.engine import Completion, LocalEngine
+from optimizers.local_lm.tuning.adapters import keep_adapter, serving, training, tuner_of
+from optimizers.local_lm.tuning.tuners import default_rate
 from optimizers.local_lm.weights import Weights
 
 logger = logging.getLogger(__name__)

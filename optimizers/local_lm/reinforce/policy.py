@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from optimizers.errors import TrainingError
-from optimizers.local_lm.prefixes import KV, length_of, plain_cache
 from optimizers.local_lm.reinforce.losses import grpo_loss
+from optimizers.local_lm.serving.prefixes import KV, length_of, plain_cache
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimizers.errors import TrainingError
-from optimizers.local_lm.engine import Completion
 from optimizers.local_lm.prompts import encode_completion, encode_prompt
+from optimizers.local_lm.serving.engine import Completion
 from optimizers.local_lm.weights import Weights
 
 HEADER = re.compile(r"^\s*\[\[ ## (\w+) ## \]\]", re.MULTILINE)

@@ -6,7 +6,7 @@ from typing import Any
 
 from optimizers.errors import TrainingError
 from optimizers.local_lm.reinforce.losses import LOSS_TYPES
-from optimizers.local_lm.tuners import tuner_from
+from optimizers.local_lm.tuning.tuners import tuner_from
 
 POSITIVE = (
     *("learning_rate", "epsilon", "epsilon_high", "inner_epochs", "batch_size", "micro_batch_size", "max_grad_norm"),
@@ -28,7 +28,7 @@ class GRPOSettings:
     (None: the context) are left out; a step with a share of them above `max_dropped`, or of rollouts not matched with
     what the engine said above `max_unmatched`, is refused. `recompute` activations in the backward pass (slower, less
     memory; None: on CUDA with a quantized base). `num_generations` is dspy.GRPO's own note. Other keys of
-    train_kwargs are options of `tuner` ("rank", "alpha" for "lora"; see tuners.py).
+    train_kwargs are options of `tuner` ("rank", "alpha" for "lora"; see tuning/tuners.py).
     """
 
     name: str = "grpo"

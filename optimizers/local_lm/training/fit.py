@@ -23,7 +23,6 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from optimizers.errors import TrainingError
-from optimizers.local_lm.adapters import detach_all, keep_adapter, training
 from optimizers.local_lm.training.checkpoints import (
     JobState,
     SealCheckpoints,
@@ -37,7 +36,8 @@ from optimizers.local_lm.training.objectives import build_trainer, row_losses
 from optimizers.local_lm.training.order import count_steps, schedule, split_rows
 from optimizers.local_lm.training.rows import Rows, context_limit, digest, n_tokens
 from optimizers.local_lm.training.settings import TrainSettings
-from optimizers.local_lm.tuners import options_of, word_of
+from optimizers.local_lm.tuning.adapters import detach_all, keep_adapter, training
+from optimizers.local_lm.tuning.tuners import options_of, word_of
 from optimizers.local_lm.weights import Weights
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Task:
-    """All that a training run needs; `tuner` is a config of tuners.py, `parent` the adapter it goes on from."""
+    """All that a training run needs; `tuner` is a config of tuning/tuners.py, `parent` the adapter it goes on from."""
 
     weights: Weights
     rows: Rows

@@ -14,11 +14,11 @@ from peft import PeftModel
 from transformers import Trainer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
-from optimizers.local_lm.adapters import serving
-from optimizers.local_lm.decoding import score_rows
+from optimizers.local_lm.serving.decoding import score_rows
 from optimizers.local_lm.training.own import build_distill, build_pairwise
 from optimizers.local_lm.training.rows import Rows
 from optimizers.local_lm.training.settings import DPOSettings, KTOSettings, SFTSettings, TrainSettings
+from optimizers.local_lm.tuning.adapters import serving
 from optimizers.local_lm.weights import Weights
 
 PAD_MULTIPLE = 64

@@ -1,6 +1,6 @@
 """How to train: one frozen config per objective, apart from the trainers so that reading it costs no import of one.
 
-`train_kwargs` of DSPy are flat: keys of the objective (`method`) and of the tuner (`tuner`, see tuners.py) side by
+`train_kwargs` of DSPy are flat: keys of the objective (`method`) and of the tuner (`tuner`, tuning/tuners.py) side by
 side, for instance {"method": "dpo", "beta": 0.1, "tuner": "lora", "rank": 8, "learning_rate": 2e-4}.
 """
 

@@ -14,14 +14,14 @@ from dspy.clients.engines.base import validate_request
 from dspy.lm15 import Message, Request, Response, StreamStartEvent, Usage
 
 from optimizers.errors import ModelError
-from optimizers.local_lm.adapters import check_adapter, serving
-from optimizers.local_lm.constraints import Grammars
-from optimizers.local_lm.decoding import score_rows
-from optimizers.local_lm.dispatch import Dispatcher, Job
-from optimizers.local_lm.prefixes import PrefixStore
 from optimizers.local_lm.prompts import PROVIDER, Chat, encode_completion, encode_prompt, request_chat
-from optimizers.local_lm.rows import Completion, Output, Row
-from optimizers.local_lm.streams import EventListener, raised, token_logprobs
+from optimizers.local_lm.serving.constraints import Grammars
+from optimizers.local_lm.serving.decoding import score_rows
+from optimizers.local_lm.serving.dispatch import Dispatcher, Job
+from optimizers.local_lm.serving.prefixes import PrefixStore
+from optimizers.local_lm.serving.rows import Completion, Output, Row
+from optimizers.local_lm.serving.streams import EventListener, raised, token_logprobs
+from optimizers.local_lm.tuning.adapters import check_adapter, serving
 from optimizers.local_lm.weights import Weights
 
 
@@ -103,7 +103,7 @@ class LocalEngine:
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> "LocalEngine":
         """The engine that `dump_state` described, shared with any other of the same description."""
-        from optimizers.local_lm.registry import shared_engine
+        from optimizers.local_lm.serving.registry import shared_engine
 
         return shared_engine(**state)
 

@@ -7,7 +7,7 @@ from typing import Any
 from dspy import lm15
 from dspy.lm15 import Response, StreamDeltaEvent, StreamEndEvent, TextDelta, TokenLogprob, TopLogprob
 
-from optimizers.local_lm.rows import Output
+from optimizers.local_lm.serving.rows import Output
 
 
 class EventListener:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optimizers.local_lm.constraints import Walk, mask_logits
-from optimizers.local_lm.rows import Listener, Output, Row
-from optimizers.local_lm.sampling import sampler
-from optimizers.local_lm.text import TextStream, plain_text
+from optimizers.local_lm.serving.constraints import Walk, mask_logits
+from optimizers.local_lm.serving.rows import Listener, Output, Row
+from optimizers.local_lm.serving.sampling import sampler
+from optimizers.local_lm.serving.text import TextStream, plain_text
 
 
 class Speaking:

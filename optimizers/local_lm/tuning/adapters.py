@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from optimizers.errors import ModelError, TrainingError
-from optimizers.local_lm.grafts import Graft, Snapshot, as_base, put_in, take_out
 from optimizers.local_lm.sealed import MARKER, check_seal, draft_beside, move_into_place, seal
-from optimizers.local_lm.tuners import Peft, options_of, tuner_from, word_of
+from optimizers.local_lm.tuning.grafts import Graft, Snapshot, as_base, put_in, take_out
+from optimizers.local_lm.tuning.tuners import Peft, options_of, tuner_from, word_of
 from optimizers.local_lm.weights import Weights, file_sha256
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def serving_trained(weights: Weights) -> Iterator[Served]:
     """
     if weights.tuning is None:
         raise TrainingError("nothing is in training; open training(weights, ...) around this")
-    from optimizers.local_lm.injection import opening_of
+    from optimizers.local_lm.tuning.injection import opening_of
 
     graft, module = weights.tuning.graft, weights.tuning.module
     with _standing(weights, as_base(graft) if module is weights.model else graft):
@@ -124,7 +124,7 @@ def _attach(weights: Weights, adapter: str, root: Path) -> Graft:
     if adapter in attached:
         attached[adapter] = attached.pop(adapter)
         return attached[adapter]
-    from optimizers.local_lm.injection import load
+    from optimizers.local_lm.tuning.injection import load
 
     folder = root / adapter
     check_adapter(folder, weights)
@@ -158,7 +158,7 @@ def training(weights: Weights, *, tuner: Any = None, parent: Path | None = None)
     options are of no effect. Holds the lock. On leaving, whatever happened, the base is as it was: layers, values,
     dtypes, modes, hooks, config. Raises TrainingError if nothing would be trained; ModelError if `parent` is broken.
     """
-    from optimizers.local_lm.injection import inject, resume
+    from optimizers.local_lm.tuning.injection import inject, resume
 
     with weights.lock:
         tuner = _tuner(weights, tuner, parent)
@@ -223,7 +223,7 @@ def keep_adapter(
         raise TrainingError("this module is not in training; keep an adapter inside the block that trains it")
     if not all(torch.isfinite(p).all() for p in module.parameters() if p.requires_grad):
         raise TrainingError("the trained weights are not finite; lower learning_rate")
-    from optimizers.local_lm.injection import CONFIG_FILE, WEIGHTS_FILE, write
+    from optimizers.local_lm.tuning.injection import CONFIG_FILE, WEIGHTS_FILE, write
 
     tuner = weights.tuning.tuner
     if isinstance(tuner, Peft):

@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from optimizers.local_lm.prefixes import KV
+from optimizers.local_lm.serving.prefixes import KV
 
 NAME = "shared_prefix"
 GROW_TOKENS = 128

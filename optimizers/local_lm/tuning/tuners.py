@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from optimizers.errors import TrainingError
-from optimizers.local_lm.tuner_kinds import (
+from optimizers.local_lm.tuning.tuner_kinds import (
     IA3,
     OSF,
     BitFit,

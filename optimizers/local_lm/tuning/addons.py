@@ -16,7 +16,7 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from optimizers.local_lm.structure import features_out
+from optimizers.local_lm.tuning.structure import features_out
 
 ADDON = "ADDON"
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from optimizers.errors import ModelError, TrainingError
-from optimizers.local_lm.peft_configs import peft_config
-from optimizers.local_lm.structure import top_parameter_names
-from optimizers.local_lm.tuners import OSF, Full, Prefix, Prompt, QLoRA, TopLayers, check_tuner, word_of
+from optimizers.local_lm.tuning.peft_configs import peft_config
+from optimizers.local_lm.tuning.structure import top_parameter_names
+from optimizers.local_lm.tuning.tuners import OSF, Full, Prefix, Prompt, QLoRA, TopLayers, check_tuner, word_of
 from optimizers.local_lm.weights import Weights
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from optimizers.local_lm.rows import Row
+from optimizers.local_lm.serving.rows import Row
 
 
 def sampler(rows: Sequence[Row]) -> Callable[[Tensor, list[int]], Tensor]:

@@ -14,9 +14,9 @@ from peft import (
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from optimizers.errors import TrainingError
-from optimizers.local_lm.addons import AddonConfig
-from optimizers.local_lm.structure import bias_names, norm_names, output_projections
-from optimizers.local_lm.tuner_kinds import (
+from optimizers.local_lm.tuning.addons import AddonConfig
+from optimizers.local_lm.tuning.structure import bias_names, norm_names, output_projections
+from optimizers.local_lm.tuning.tuner_kinds import (
     IA3,
     OSF,
     BitFit,

@@ -17,11 +17,11 @@ import torch
 from dspy import lm15
 from dspy.lm15 import Request
 
-from optimizers.local_lm.adapters import serving
-from optimizers.local_lm.decoding import decode
-from optimizers.local_lm.prefixes import PREFIX_BYTES, PrefixStore, supports_prefix
-from optimizers.local_lm.rows import Output, Row
-from optimizers.local_lm.streams import EventListener
+from optimizers.local_lm.serving.decoding import decode
+from optimizers.local_lm.serving.prefixes import PREFIX_BYTES, PrefixStore, supports_prefix
+from optimizers.local_lm.serving.rows import Output, Row
+from optimizers.local_lm.serving.streams import EventListener
+from optimizers.local_lm.tuning.adapters import serving
 from optimizers.local_lm.weights import Weights
 
 SHARE_TOKENS = 48

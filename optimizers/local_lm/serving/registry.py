@@ -4,7 +4,7 @@ import atexit
 import threading
 from pathlib import Path
 
-from optimizers.local_lm.engine import LocalEngine
+from optimizers.local_lm.serving.engine import LocalEngine
 from optimizers.local_lm.weights import forget_weights, load_weights
 
 _engines: dict[tuple, LocalEngine] = {}

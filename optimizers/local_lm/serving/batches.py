@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optimizers.local_lm.attention import Packing, attending, shared_prefix_cache
-from optimizers.local_lm.prefixes import KV, length_of, plain_cache, supports_prefix
+from optimizers.local_lm.serving.attention import Packing, attending, shared_prefix_cache
+from optimizers.local_lm.serving.prefixes import KV, length_of, plain_cache, supports_prefix
 
 ROOM_TOKENS = 128
 _tried: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from optimizers.local_lm.batches import open_batch
-from optimizers.local_lm.prefixes import KV, PrefixStore, length_of, plain_cache, shared_prefix
-from optimizers.local_lm.rows import Listener, Output, Row
-from optimizers.local_lm.speaking import Speaking
+from optimizers.local_lm.serving.batches import open_batch
+from optimizers.local_lm.serving.prefixes import KV, PrefixStore, length_of, plain_cache, shared_prefix
+from optimizers.local_lm.serving.rows import Listener, Output, Row
+from optimizers.local_lm.serving.speaking import Speaking
 
 
 @torch.inference_mode()
