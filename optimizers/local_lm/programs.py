@@ -96,7 +96,7 @@ def _drop_lms(path: Path, names: set[str]) -> None:
     # Their state would name a folder of this machine and need allow_unsafe_lm_state to load.
     state = json.loads(path.read_text())
     for name in names:
-        state[name]["lm"] = None
+        (state if name == "self" else state[name])["lm"] = None  # a lone predictor's state stands at the top
     path.write_text(json.dumps(state, indent=1, ensure_ascii=False))
 
 

@@ -214,6 +214,16 @@ def test_a_saved_program_answers_the_same_in_a_fresh_process(lm, folder, tmp_pat
     assert done.stdout.strip().splitlines()[-1] == repr(expected)
 
 
+def test_a_lone_predictor_is_a_program_too(lm, tmp_path):
+    program = dspy.Predict("question -> answer")
+    program.lm = train(lm, epochs=1)
+    loaded = load_program(
+        dspy.Predict("question -> answer"), save_program(program, tmp_path / "saved"), work_dir=tmp_path
+    )
+    assert loaded.lm.model == program.lm.model and loaded.lm("Renews?") == program.lm("Renews?")
+    assert json.loads((tmp_path / "saved" / "program.json").read_text())["lm"] is None
+
+
 def test_a_saved_program_refuses_a_changed_file_and_another_base(lm, tmp_path):
     program = Two()
     program.set_lm(train(lm))
