@@ -8,6 +8,7 @@ from dspy.teleprompt import BetterTogether, BootstrapFewShotWithRandomSearch
 
 from optimizers.errors import TrainingError
 from optimizers.instruct import InstructTune
+from optimizers.stock import on_own_lm
 from program.config import CompileConfig, ConfigError
 from program.metrics import review_metric
 from program.teacher import teaches
@@ -28,12 +29,15 @@ class Stage:
 def build_optimizers(config: CompileConfig, adapter: dspy.Adapter) -> dict[str, dspy.teleprompt.Teleprompter]:
     """The optimizer of each letter. Raises ConfigError for a letter that is not in STEPS."""
     check_recipe(config)
-    prompts = BootstrapFewShotWithRandomSearch(
-        metric=review_metric,
-        max_bootstrapped_demos=1,
-        max_labeled_demos=0,
-        num_candidate_programs=PROMPT_CANDIDATES,
-        num_threads=config.threads,
+    # In "s -> p" the search has to ask the weights that "s" has made, and stock would ask the base.
+    prompts = on_own_lm(
+        BootstrapFewShotWithRandomSearch(
+            metric=review_metric,
+            max_bootstrapped_demos=1,
+            max_labeled_demos=0,
+            num_candidate_programs=PROMPT_CANDIDATES,
+            num_threads=config.threads,
+        )
     )
     weights = InstructTune(
         metric=teaches,

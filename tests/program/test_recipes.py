@@ -124,3 +124,15 @@ def test_rows_and_student_go_without_demonstrations_where_they_are_excluded(monk
     messages, tuned = _rows(monkeypatch, exclude_demos=True)
     assert "Answer like a pirate." in messages[0]["content"]
     assert [m["role"] for m in messages] == ["system", "user", "assistant"] and not tuned.predict.demos
+
+
+def test_prompts_are_searched_on_the_programs_own_weights():
+    tuned, base = DummyLM([{"answer": "yes"}] * 99), DummyLM([{"answer": "no"}] * 99)
+    student = dspy.Predict("question -> answer")
+    student.lm = tuned
+    examples = [dspy.Example(question=str(i), answer="yes", found=True).with_inputs("question") for i in range(4)]
+    prompts = build_optimizers(CONFIG, ADAPTER)["p"]
+    prompts.metric = lambda example, prediction, trace=None: prediction.answer == example.answer
+    with dspy.context(lm=base, adapter=ADAPTER):
+        best = prompts.compile(student, trainset=examples, valset=examples)
+    assert best.lm is tuned and tuned.history and not base.history
