@@ -24,7 +24,7 @@ class Batch:
     branch_B_T: torch.Tensor
 
 
-def pack(trees: list[Tree], n_rows: int, n_tokens: int) -> Batch:
+def pack(trees: list[Tree], n_rows: int, n_tokens: int, *, absent_decision_weight: float = DECISION_WEIGHT) -> Batch:
     """First-fit of trees into `n_rows` rows of `n_tokens`; a tree that fits nowhere is left out."""
     fields = [torch.zeros(n_rows, n_tokens, dtype=torch.long) for _ in range(5)]
     ids, positions, targets, tree_ids, branch_ids = fields
@@ -48,7 +48,9 @@ def pack(trees: list[Tree], n_rows: int, n_tokens: int) -> Batch:
             targets[row, start : start + length - 1] = torch.tensor(segment.ids[1:])
             weight = torch.full((length - 1,), PROMPT_WEIGHT)
             weight[max(segment.n_prompt - 1, 0) :] = 1.0
-            weight[[place - 1 for place in segment.deciding]] = DECISION_WEIGHT
+            weight[[place - 1 for place in segment.deciding]] = (
+                absent_decision_weight if segment.absent else DECISION_WEIGHT
+            )
             weights[row, start : start + length - 1] = weight
             if branch_number == 1 and len(tree.branches) == 1 and segment.n_prompt == 0:
                 targets[row, root + depth - 1], weights[row, root + depth - 1] = segment.ids[0], 1.0

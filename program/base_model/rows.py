@@ -42,11 +42,13 @@ class Segment:
     """Tokens of a prefix or a branch: a prompt up to `n_prompt`, a completion from there (`packing.py` weighs them).
 
     `deciding` are the places of the tokens that open a quote or a question: the choice, where the rest is copying.
+    `absent` says that the passages do not answer.
     """
 
     ids: tuple[int, ...]
     n_prompt: int
     deciding: tuple[int, ...] = ()
+    absent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +279,8 @@ def _tree(
         if len(ids) > room:
             break
         room -= len(ids)
-        encoded.append(Segment(tuple(ids), len(prompt_ids), _deciding(tokenizer, ids, len(prompt_ids))))
+        absent = outputs["quotes"] == join_quotes([])
+        encoded.append(Segment(tuple(ids), len(prompt_ids), _deciding(tokenizer, ids, len(prompt_ids)), absent))
     return Tree(Segment(tuple(prefix), len(prefix)), tuple(encoded))
 
 
