@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from corpora.synthetic import write_corpus
 from optimizers.local_lm import local_lm
-from optimizers.local_lm.training.fit import _cpu_has_bf16
+from optimizers.local_lm.training.fit import cpu_has_bf16
 from optimizers.local_lm.training.objectives import PAD_MULTIPLE
 from optimizers.local_lm.training.order import schedule
 from optimizers.local_lm.training.rows import encode, n_tokens
@@ -68,7 +68,7 @@ def with_bare_loop(lm, given: list[dict[str, str]], settings: dict) -> float:
             length = len(row["input_ids"])
             ids[i, :length], labels[i, :length] = torch.tensor(row["input_ids"]), torch.tensor(row["labels"])
             seen[i, :length] = 1
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=_cpu_has_bf16()):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cpu_has_bf16()):
             loss = model(input_ids=ids, attention_mask=seen, labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

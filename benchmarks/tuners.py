@@ -70,7 +70,7 @@ def measure(lm: str, word: str, rate: float, steps: int, batch_size: int, n_rows
         raise ValueError(f"rows={n_rows} and {n_held_out} held out: the task has {len(given)}; take fewer")
     train, held_out = given[:n_rows], given[len(given) - n_held_out :]
     with tempfile.TemporaryDirectory() as scratch:
-        model = local_lm(lm, work_dir=f"{scratch}/lm", quantize="nf4" if word == "qlora" else None)
+        model = local_lm(lm, work_dir=f"{scratch}/lm", quantize="nf4" if word == "qlora" else "none")
         before = loss(model, held_out)
         settings = {"max_steps": steps, "batch_size": batch_size, "learning_rate": rate, "progress": False}
         job = model.finetune(train, None, {"tuner": word, **settings})

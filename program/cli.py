@@ -38,7 +38,7 @@ def compile(
     max_contracts: Annotated[int | None, typer.Option(help="Read only so many contracts of the corpus.")] = None,
     max_train_questions: Annotated[int | None, typer.Option(help="Questions to train on.")] = None,
     max_val_questions: Annotated[int | None, typer.Option(help="Questions to choose on.")] = None,
-    quantize: Annotated[str | None, typer.Option(help="nf4: 4-bit base (QLoRA).")] = None,
+    quantize: Annotated[str | None, typer.Option(help="auto, nf4 (4-bit base, QLoRA) or none.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     threads: Annotated[int | None, typer.Option(help="Questions in flight.")] = None,
     overwrite: Overwrite = False,

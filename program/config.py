@@ -28,14 +28,14 @@ class CompileConfig:
 
     `corpus` and `test_corpus` are CUADv1-format files; without `test_corpus` the test contracts are split off `corpus`.
     `max_chars` bounds one passage, in characters; `max_contracts`, `max_train_questions` and `max_val_questions` take
-    everything where None; `threads` is how many questions are in flight; `quantize` is None or "nf4"; `max_tokens`
-    bounds one completion. Raises ConfigError.
+    everything where None; `threads` is how many questions are in flight; `quantize` is auto (nf4 for a
+    large model on CUDA), nf4 or none; `max_tokens` bounds one completion. Raises ConfigError.
     """
 
     corpus: str
     test_corpus: str | None = None
     lm: str = "evergreen-base"
-    quantize: str | None = None
+    quantize: str = "auto"
     max_tokens: int = 512
     recipe: str = "p -> s"
     seed: int = 0
@@ -123,8 +123,8 @@ def _check(config: CompileConfig) -> None:
         value = getattr(config, name)
         if not 0 < value < float("inf"):
             raise ConfigError(f"{name} is {value}; it must be a finite number above 0")
-    if config.quantize not in (None, "nf4"):
-        raise ConfigError(f"quantize is {config.quantize!r}; it must be nf4, or left out for full precision")
+    if config.quantize not in ("auto", "nf4", "none"):
+        raise ConfigError(f"quantize is {config.quantize!r}; it must be auto, nf4 or none")
     if config.seed < 0:
         raise ConfigError(f"seed is {config.seed}; it must be 0 or more")
     if not _RECIPE.fullmatch(config.recipe):

@@ -37,7 +37,7 @@ __all__ = [
 def local_lm(
     name_or_path: str | Path,
     *,
-    quantize: str | None = None,
+    quantize: str = "auto",
     device: str = "auto",
     dtype: str | None = None,
     work_dir: str | Path | None = None,
@@ -48,9 +48,10 @@ def local_lm(
 ) -> dspy.LM:
     """A `dspy.LM` on a model in this process: `local/<name>:<8 hex>`, and `…@<adapter>` once it is fine-tuned.
 
-    `name_or_path`: "evergreen-base" (bundled), a folder, or a hub id. `quantize`: None or "nf4". `dtype`: default
-    float32 on the CPU, bfloat16 on CUDA. `work_dir` (default "runs/local_lm") holds the adapters. `lm_kwargs` go to
-    dspy.LM. The same arguments give LMs that share one model and one queue. Raises ModelError.
+    `name_or_path`: "evergreen-base" (bundled), a folder, or a hub id. `quantize`: "nf4", "none", or "auto" (nf4 for a
+    large base on CUDA). `dtype`: default float32 on the CPU, bfloat16 on CUDA. `work_dir` (default "runs/local_lm")
+    holds the adapters. `lm_kwargs` go to dspy.LM. The same arguments give LMs that share one model and one queue.
+    Raises ModelError.
     """
     engine = shared_engine(
         str(name_or_path),

@@ -13,10 +13,11 @@ from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
 from optimizers.errors import TrainingError
+from optimizers.local_lm.prompts import PROVIDER
 from optimizers.local_lm.reinforce import LocalReinforceJob
-from optimizers.local_lm.serving.engine import PROVIDER, LocalEngine
+from optimizers.local_lm.serving.engine import LocalEngine
 from optimizers.local_lm.training.settings import TrainSettings, settings_from
-from optimizers.local_lm.tuning.adapters import tuner_of
+from optimizers.local_lm.tuning.adapters import count_trainable, training, tuner_of
 from optimizers.local_lm.tuning.tuners import default_rate, options_of, tuner_from, word_of
 
 if TYPE_CHECKING:
@@ -170,8 +171,7 @@ class LocalProvider(Provider):
         return tuner_from(word, options) if own is None or settings.tuner else own
 
     def _estimate(self, task: "Task") -> "Estimate":
-        from optimizers.local_lm.training.estimate import count_trainable, estimate
-        from optimizers.local_lm.tuning.adapters import training
+        from optimizers.local_lm.training.estimate import estimate
 
         parent = None if task.parent is None else task.root / task.parent
         with training(task.weights, tuner=task.tuner, parent=parent) as model:

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from optimizers.errors import ModelError
 
 BUNDLED = {"evergreen-base": Path(__file__).parent / "evergreen-base"}
-QUANTIZE = (None, "nf4")
+QUANTIZE = ("auto", "nf4", "none")
+NF4_FROM_BYTES = 2 * 2**30  # "auto" on CUDA: a base whose files are at least this large, about a billion parameters
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 DEFINING_FILES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*.json", "*.jinja")
@@ -50,6 +51,11 @@ class Weights:
     tuning: Any = None
 
 
+def spares_memory(weights: Weights) -> bool:
+    """Whether training spends time to save memory (recomputed activations, 8-bit moments): a quantized base on CUDA."""
+    return weights.quantize is not None and weights.device.type == "cuda"
+
+
 _loaded: dict[tuple, Weights] = {}
 _loading = threading.Lock()
 
@@ -57,12 +63,14 @@ _loading = threading.Lock()
 def load_weights(
     name_or_path: str | Path,
     *,
-    quantize: str | None = None,
+    quantize: str = "auto",
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
 ) -> Weights:
     """Load a base model once per process and (folder, quantize, device, dtype); a second call returns the same object.
 
+    `quantize`: "nf4" (4 bits, double quantisation; QLoRA, Dettmers et al. 2023), "none", or "auto": nf4 for a large
+    base on CUDA, none elsewhere.
     `dtype` defaults to float32 on the CPU (greedy answers then do not depend on the batch) and bfloat16 on CUDA.
     Raises ModelError for a missing model, a tokenizer without a chat template, absent CUDA, unknown `quantize`/`dtype`.
     """
@@ -72,9 +80,10 @@ def load_weights(
     kind = _dtype(dtype, where)
     with _loading:
         folder = find_folder(name_or_path)
-        key = (folder, quantize, where, kind)
+        bits = _resolve_quantize(quantize, folder, where)
+        key = (folder, bits, where, kind)
         if key not in _loaded:
-            _loaded[key] = _load(str(name_or_path), folder, quantize, where, kind)
+            _loaded[key] = _load(str(name_or_path), folder, bits, where, kind)
         return _loaded[key]
 
 
@@ -177,6 +186,15 @@ def _device(device: str) -> torch.device:
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device={device!r} was asked for and torch sees no CUDA device; use device='cpu' or 'auto'")
     return where
+
+
+def _resolve_quantize(quantize: str, folder: Path, device: torch.device) -> str | None:
+    if quantize != "auto":
+        return None if quantize == "none" else quantize
+    n_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    large = device.type == "cuda" and n_bytes >= NF4_FROM_BYTES
+    already = "quantization_config" in json.loads((folder / "config.json").read_text())
+    return "nf4" if large and not already else None
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

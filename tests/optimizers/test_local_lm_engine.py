@@ -15,7 +15,8 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from optimizers.errors import ModelError
-from optimizers.local_lm import forget_engines, load_weights, local_lm
+from optimizers.local_lm import load_weights, local_lm
+from optimizers.local_lm import weights as weights_module
 from optimizers.local_lm.prompts import encode_prompt, request_chat
 from optimizers.local_lm.serving import attention, batches, dispatch
 from optimizers.local_lm.serving.decoding import decode, score_rows
@@ -26,16 +27,7 @@ from optimizers.local_lm.tiny import CHAT_TEMPLATE, byte_tokenizer, write_tiny_m
 SYSTEM = "You read contracts with care and say what they say. " * 3
 
 
-@pytest.fixture(autouse=True)
-def _quiet():
-    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
-    yield
-    forget_engines()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+pytestmark = pytest.mark.usefixtures("fresh_engines")
 
 
 @pytest.fixture
@@ -414,3 +406,12 @@ def test_on_cuda_too_a_shared_prefix_changes_no_token(kind, tmp_path):
     outputs = decode(weights.model, weights.tokenizer, rows, weights.stop_ids, engine.prefixes, None)
     for output, tokens in zip(outputs, expected, strict=True):
         assert output.ids == [token for token in tokens.tolist() if token not in weights.stop_ids]
+
+
+def test_a_large_base_is_loaded_in_4_bits_on_cuda_by_default(folder, monkeypatch):
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    resolve = weights_module._resolve_quantize
+    assert resolve("auto", folder, cuda) is None
+    monkeypatch.setattr(weights_module, "NF4_FROM_BYTES", 1)
+    assert resolve("auto", folder, cuda) == "nf4" and resolve("auto", folder, cpu) is None
+    assert resolve("none", folder, cuda) is None and resolve("nf4", folder, cpu) == "nf4"

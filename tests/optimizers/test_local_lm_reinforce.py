@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimizers.errors import TrainingError
-from optimizers.local_lm import forget_engines, local_lm
+from optimizers.local_lm import local_lm
 from optimizers.local_lm.reinforce import GRPOSettings, LocalReinforceJob, job, policy
 from optimizers.local_lm.reinforce.losses import LOSS_TYPES, group_advantages, grpo_loss, kl_k3
 from optimizers.local_lm.reinforce.policy import Sample, Update, completion_logps, update_policy
@@ -62,11 +62,7 @@ def write_choosing_model(folder, texts):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _quiet():
-    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
-    yield
-    forget_engines()
+pytestmark = pytest.mark.usefixtures("fresh_engines")
 
 
 @pytest.fixture(scope="module")
@@ -596,7 +592,7 @@ def test_an_error_in_a_step_ends_stock_grpo(lm):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("quantize", [None, "nf4"])
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_grpo_on_cuda(folder, tmp_path, quantize):
     lm = local_lm(folder, work_dir=tmp_path / "work", max_tokens=8, temperature=1.0, device="cuda", quantize=quantize)
     with dspy.context(adapter=CHAT):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from optimizers.errors import ModelError, TrainingError
-from optimizers.local_lm import forget_engines, load_program, load_weights, local_lm, save_program
+from optimizers.local_lm import load_program, load_weights, local_lm, save_program
 from optimizers.local_lm.prompts import encode_completion
 from optimizers.local_lm.tiny import CHAT_TEMPLATE, byte_tokenizer, write_tiny_model
 from optimizers.local_lm.training.rows import encode
@@ -25,16 +25,7 @@ ROWS = [
 QUICK = {"epochs": 5, "batch_size": 4, "learning_rate": 5e-3, "progress": False, "rank": 4, "alpha": 8}
 
 
-@pytest.fixture(autouse=True)
-def _quiet():
-    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
-    yield
-    forget_engines()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+pytestmark = pytest.mark.usefixtures("fresh_engines")
 
 
 @pytest.fixture

@@ -6,11 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from filelock import FileLock
+from torch.nn.functional import cross_entropy
+from trl import SFTTrainer
 
 from optimizers.errors import TrainingError
 from optimizers.local_lm import forget_engines, local_lm
 from optimizers.local_lm.tiny import write_tiny_model
 from optimizers.local_lm.training import estimate as estimating
+from optimizers.local_lm.training import objectives
 from optimizers.local_lm.training.checkpoints import last_whole
 from optimizers.local_lm.training.fit import fit
 from optimizers.local_lm.training.search import search
@@ -288,3 +291,22 @@ def test_what_does_not_fit_is_refused_with_the_number_and_what_would(lm, monkeyp
     monkeypatch.setattr(estimating, "_bytes_free", lambda weights: 10)
     with pytest.raises(TrainingError, match="not even batch_size=1"):
         lm.finetune(ROWS, None, QUIET).result()
+
+
+@pytest.mark.parametrize("tuner", ["lora", "prompt"])
+def test_logits_are_made_where_a_label_is_and_the_loss_stays_the_same(lm, monkeypatch, tuner):
+    asked = {"max_steps": 3, "tuner": tuner, "gradient_accumulation_steps": 2, "val_share": 0.3, "resume": False}
+    widths = []
+    monkeypatch.setattr(
+        objectives, "cross_entropy", lambda *a, **k: widths.append(a[0].shape[0]) or cross_entropy(*a, **k)
+    )
+    name, score = fit(task(lm, **asked))
+    monkeypatch.setattr(objectives, "_LabelledSFT", SFTTrainer)
+    plain_name, plain_score = fit(task(lm, **asked))
+    losses, plain = ([row["loss"] for row in record(lm, which)["history"]] for which in (name, plain_name))
+    assert losses == pytest.approx(plain, abs=2e-4) and score == pytest.approx(plain_score, abs=2e-4)
+    n_labels = max(len(row["completion"]) + 1 for row in ROWS)  # a byte a token, and the end of the turn
+    if tuner == "prompt":  # its virtual tokens move every position: TRL's own loss
+        assert widths == []
+    else:
+        assert len(widths) >= 6 and max(widths) <= 4 * (n_labels + 2)

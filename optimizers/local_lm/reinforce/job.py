@@ -1,7 +1,6 @@
 """The job: what dspy.GRPO calls, one step of it, and what is kept on disk between two steps."""
 
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,16 @@ from optimizers.local_lm.reinforce.policy import Sample, Update, sample_logps, u
 from optimizers.local_lm.reinforce.rollouts import Rollout, encode_groups, read_groups
 from optimizers.local_lm.reinforce.settings import GRPOSettings, grpo_settings
 from optimizers.local_lm.serving.engine import Completion, LocalEngine
-from optimizers.local_lm.tuning.adapters import keep_adapter, serving, training, tuner_of
+from optimizers.local_lm.tuning.adapters import (
+    count_trainable,
+    drop_adapter,
+    keep_adapter,
+    serving,
+    training,
+    tuner_of,
+)
 from optimizers.local_lm.tuning.tuners import default_rate
-from optimizers.local_lm.weights import Weights
+from optimizers.local_lm.weights import Weights, spares_memory
 
 logger = logging.getLogger(__name__)
 FIRST_IDS = 1024
@@ -177,7 +183,7 @@ class LocalReinforceJob(ReinforceJob):
                     "base": weights.base,
                     "settings": asdict(settings),
                     "tuner": asdict(self.tuner),
-                    "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                    "trainable_parameters": count_trainable(model),
                     "history": [*self.log, {**told, **metrics}],
                 }
                 name = keep_adapter(model, weights, root, kind=settings.name, record=record, parent=self.start)
@@ -190,14 +196,12 @@ class LocalReinforceJob(ReinforceJob):
     def _how(self) -> Update:
         settings, kwargs = self.settings, self.lm.kwargs
         shared = {entry.name for entry in fields(Update)} & {entry.name for entry in fields(GRPOSettings)}
-        weights = self.engine.weights
-        spare = weights.quantize is not None and weights.device.type == "cuda"
         return replace(
             Update(**{name: getattr(settings, name) for name in shared}),
             learning_rate=settings.learning_rate or default_rate(self.tuner) / 10,
             temperature=settings.temperature or kwargs.get("temperature") or 1.0,
             max_tokens=settings.max_completion_tokens or kwargs.get("max_tokens") or self.engine.max_tokens,
-            recompute=spare if settings.recompute is None else settings.recompute,
+            recompute=spares_memory(self.engine.weights) if settings.recompute is None else settings.recompute,
         )
 
     def _with_reference(self, samples: Sequence[Sample], how: Update) -> list[Sample]:
@@ -213,8 +217,7 @@ class LocalReinforceJob(ReinforceJob):
         pointed = {self.engine.adapter_of(model) for model in self.checkpoints.values()} | {self.adapter, self.start}
         if adapter in self._made and adapter not in pointed:
             self._made.discard(adapter)
-            self.engine.weights.attached.pop(adapter, None)
-            shutil.rmtree(self.engine.adapters_dir / adapter)
+            drop_adapter(self.engine.weights, self.engine.adapters_dir, adapter)
 
 
 def _autocast(weights: Weights) -> Any:

@@ -15,23 +15,23 @@ def shared_engine(
     name_or_path: str,
     *,
     work_dir: str,
-    quantize: str | None = None,
+    quantize: str = "auto",
     device: str = "auto",
     dtype: str | None = None,
     max_batch: int = 64,
     max_tokens: int = 512,
 ) -> LocalEngine:
     """The process's engine of this description; equal descriptions share one dispatcher and one model."""
+    weights = load_weights(name_or_path, quantize=quantize, device=device, dtype=dtype)
     spec = {
         "name_or_path": str(name_or_path),
         "work_dir": str(work_dir),
-        "quantize": quantize,
+        "quantize": weights.quantize or "none",
         "device": device,
         "dtype": dtype,
         "max_batch": max_batch,
         "max_tokens": max_tokens,
     }
-    weights = load_weights(name_or_path, quantize=quantize, device=device, dtype=dtype)
     with _building:
         key = (id(weights), *spec.values())
         engine = _engines.get(key)

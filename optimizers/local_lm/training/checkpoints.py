@@ -6,6 +6,7 @@ The id covers base, parent, settings, tuner and rows: the same call finds what a
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def write_state(folder: Path, state: JobState) -> None:
     os.replace(new, folder / "state.json")
 
 
-def last_whole(folder: Path, before_step: int) -> Path | None:
+def last_whole(folder: Path, before_step: float = math.inf) -> Path | None:
     """The newest checkpoint of an earlier step than `before_step` whose COMPLETE marker and hashes hold."""
     found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*")}
     for step in sorted((step for step in found if step < before_step), reverse=True):

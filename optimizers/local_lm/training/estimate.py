@@ -8,16 +8,15 @@ factor of two.
 import time
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import psutil
 import torch
 
 from optimizers.errors import TrainingError
-from optimizers.local_lm.training.order import count_steps, split_rows
+from optimizers.local_lm.training.order import count_steps, rows_a_step, split_rows
 from optimizers.local_lm.training.rows import Rows, longest, n_tokens
 from optimizers.local_lm.training.settings import TrainSettings
-from optimizers.local_lm.weights import Weights
+from optimizers.local_lm.weights import Weights, spares_memory
 
 GIB = 2**30
 # Bytes kept for the backward pass per token, layer and unit of width, in the compute type's bytes: inputs of the linear
@@ -53,7 +52,7 @@ def estimate(weights: Weights, rows: Rows, settings: TrainSettings, trainable_pa
     """Estimate a run that trains `trainable_parameters` of the model on `rows`."""
     train, val = split_rows(rows, settings.val_share, settings.seed)
     steps = count_steps(len(train.columns), settings)
-    epochs = steps * settings.batch_size * settings.gradient_accumulation_steps / len(train.columns)
+    epochs = steps * rows_a_step(settings) / len(train.columns)
     tokens = round(sum(n_tokens(columns) for columns in train.columns) * epochs)
     return Estimate(
         rows=len(train.columns),
@@ -94,11 +93,11 @@ def _bytes_needed(
     size = 2 if weights.device.type == "cuda" or settings.bf16 is not False else 4
     sequences = (batch_size or settings.batch_size) * (2 if "chosen_ids" in rows.columns[0] else 1)
     tokens = sequences * max(longest(columns) for columns in rows.columns)
-    layers = 1 if weights.quantize is not None and weights.device.type == "cuda" else config.num_hidden_layers
+    layers = 1 if spares_memory(weights) else config.num_hidden_layers
     recomputed = tokens * config.hidden_size * config.num_hidden_layers * size if layers == 1 else 0
     activations = tokens * config.hidden_size * layers * _UNITS_A_LAYER * size + recomputed
     logits = tokens * config.vocab_size * (size + 4 + 4)  # in the compute type, as float32, and their gradient
-    optimizer = trainable * (4 + 4 + (2 if weights.quantize is not None and weights.device.type == "cuda" else 8))
+    optimizer = trainable * (4 + 4 + (2 if spares_memory(weights) else 8))
     return activations + logits + optimizer
 
 
@@ -135,8 +134,3 @@ def _speed(device: str, width: int) -> float:
 
 def _clock(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def count_trainable(model: Any) -> int:
-    """Parameters that training will move."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -33,12 +33,12 @@ from optimizers.local_lm.training.checkpoints import (
     write_state,
 )
 from optimizers.local_lm.training.objectives import build_trainer, row_losses
-from optimizers.local_lm.training.order import count_steps, schedule, split_rows
+from optimizers.local_lm.training.order import count_steps, rows_a_step, schedule, split_rows
 from optimizers.local_lm.training.rows import Rows, context_limit, digest, n_tokens
 from optimizers.local_lm.training.settings import TrainSettings
-from optimizers.local_lm.tuning.adapters import detach_all, keep_adapter, training
+from optimizers.local_lm.tuning.adapters import count_trainable, drop_adapter, keep_adapter, training
 from optimizers.local_lm.tuning.tuners import options_of, word_of
-from optimizers.local_lm.weights import Weights
+from optimizers.local_lm.weights import Weights, spares_memory
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def fit(task: Task, on_score: Callable[[int, float], None] = lambda step, score:
                 break
         kept = _choose(state.scores, settings.keep)
         if others := {row["adapter"] for row in state.scores} - {kept["adapter"]}:
-            drop_adapter(task, *others)
+            drop_adapter(task.weights, task.root, *others)
     return kept["adapter"], kept["score"]
 
 
@@ -110,7 +110,7 @@ def _tell(on_score: Callable, target: int, score: float, task: Task, state: JobS
     try:
         on_score(target, score)
     except Exception:
-        drop_adapter(task, *{row["adapter"] for row in state.scores})
+        drop_adapter(task.weights, task.root, *{row["adapter"] for row in state.scores})
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -144,7 +144,7 @@ class _Run:
             for callback in (watch, SealCheckpoints()):
                 trainer.add_callback(callback)
             trainer.remove_callback(PrinterCallback)  # it would print every loss to stdout
-            with _explained(task, watch):
+            with _explained(task):
                 trainer.train(resume_from_checkpoint=None if start is None else str(start))
             score = -trainer.evaluate()["eval_loss"] if self.eval_dataset is not None else None
             trainer.accelerator.free_memory()
@@ -165,7 +165,7 @@ class _Run:
             "rows_too_long": list(rows.too_long),
             "conversations_split": rows.split,
             "max_length_tokens": context_limit(self.task.weights, settings),
-            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "trainable_parameters": count_trainable(model),
             "seconds": history[-1]["seconds"] if history else 0.0,
             "history": history,
         }
@@ -184,11 +184,11 @@ def _arguments(task: Task, steps: int, folder: Path) -> dict[str, Any]:
         "weight_decay": settings.weight_decay,
         "warmup_steps": settings.warmup_steps,
         "lr_scheduler_type": "linear",
-        "optim": "paged_adamw_8bit" if task.weights.quantize is not None and not on_cpu else "adamw_torch",
+        "optim": "paged_adamw_8bit" if spares_memory(task.weights) else "adamw_torch",
         "seed": settings.seed,
         "data_seed": settings.seed,
         "use_cpu": on_cpu,
-        "bf16": (not on_cpu or _cpu_has_bf16()) if settings.bf16 is None else settings.bf16,
+        "bf16": (not on_cpu or cpu_has_bf16()) if settings.bf16 is None else settings.bf16,
         "train_sampling_strategy": "sequential",
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": not on_cpu,
@@ -202,8 +202,13 @@ def _arguments(task: Task, steps: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies in bfloat16."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class _NotFiniteError(TrainingError):
+    """A loss or gradient that is no number."""
 
 
 class _Watch(TrainerCallback):
@@ -212,7 +217,7 @@ class _Watch(TrainerCallback):
     def __init__(self, task: Task, steps: int, target: int, plan: list[int], train: Rows) -> None:
         self.task, self.steps, self.target, self.plan, self.train = task, steps, target, plan, train
         self.begun, self.first_step, self.seconds_before = time.perf_counter(), 0, 0.0
-        size = task.settings.batch_size * task.settings.gradient_accumulation_steps
+        size = rows_a_step(task.settings)
         rows = [n_tokens(train.columns[place]) for place in plan]
         self.tokens = list(accumulate(sum(rows[i : i + size]) for i in range(0, len(rows), size)))
 
@@ -237,26 +242,24 @@ class _Watch(TrainerCallback):
             return
         loss, seconds = float(logs["loss"]), time.perf_counter() - self.begun
         if not (math.isfinite(loss) and math.isfinite(float(logs.get("grad_norm", 0.0)))):
-            raise TrainingError(self._not_finite(loss, state.global_step))
+            raise _NotFiniteError(self._not_finite(loss, state.global_step))
         step, tokens = state.global_step, self.tokens[state.global_step - 1]
         state.log_history[-1] |= {"seconds": round(self.seconds_before + seconds, 3), "tokens": tokens}
         left = seconds / max(1, step - self.first_step) * (self.steps - step)
         self.task.report(Progress(step, self.steps, loss, tokens, round(seconds, 3), round(left, 3)))
 
     def _not_finite(self, loss: float, step: int) -> str:
-        size = self.task.settings.batch_size * self.task.settings.gradient_accumulation_steps
+        size = rows_a_step(self.task.settings)
         rows = sorted({self.train.source[place] for place in self.plan[(step - 1) * size : step * size]})
         return f"the loss or its gradient is not finite at step {step} (loss {loss}), on training rows {rows}"
 
 
 @contextmanager
-def _explained(task: Task, watch: _Watch) -> Iterator[None]:
+def _explained(task: Task) -> Iterator[None]:
     """Errors of the trainer as errors that say what to do."""
     try:
         yield
-    except TrainingError as err:
-        if "not finite" not in str(err):
-            raise
+    except _NotFiniteError as err:
         raise TrainingError(f"{err}; lower learning_rate or mend those rows. {_kept(task)}") from err
     except (torch.cuda.OutOfMemoryError, MemoryError) as err:
         size = task.settings.batch_size
@@ -268,7 +271,7 @@ def _explained(task: Task, watch: _Watch) -> Iterator[None]:
 
 
 def _kept(task: Task) -> str:
-    whole = last_whole(task.root.parent / "jobs" / _id(task), 10**9)
+    whole = last_whole(task.root.parent / "jobs" / _id(task))
     return "No checkpoint had been written" if whole is None else f"The last whole checkpoint is {whole}"
 
 
@@ -295,8 +298,7 @@ def _targets(steps: int, n_rows: int, settings: TrainSettings) -> list[int]:
     """The steps at which a candidate is made: every validation, and the end."""
     if not settings.val_share and settings.validate is None:
         return [steps]
-    rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
-    every = settings.validate_steps or max(1, math.ceil(n_rows / rows_a_step))
+    every = settings.validate_steps or max(1, math.ceil(n_rows / rows_a_step(settings)))
     return sorted({*range(every, steps, every), steps})
 
 
@@ -311,11 +313,3 @@ def _choose(scores: list[dict[str, Any]], keep: str) -> dict[str, Any]:
     if keep == "last" or scores[-1]["score"] is None:
         return scores[-1]
     return max(scores, key=lambda row: row["score"])  # the first of equals: fewer steps, less forgotten
-
-
-def drop_adapter(task: Task, *names: str) -> None:
-    """Take adapters that nobody was told of off the model and off the disk."""
-    with task.weights.lock:
-        detach_all(task.weights)
-        for name in names:
-            shutil.rmtree(task.root / name, ignore_errors=True)

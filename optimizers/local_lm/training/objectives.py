@@ -5,37 +5,26 @@ All take rows already encoded (rows.py), so that a model is trained on the very 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import datasets
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch.nn.functional import cross_entropy
 from transformers import Trainer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from optimizers.local_lm.serving.decoding import score_rows
-from optimizers.local_lm.training.own import build_distill, build_pairwise
+from optimizers.local_lm.training.own import PAD_MULTIPLE, build_distill, build_pairwise
 from optimizers.local_lm.training.rows import Rows
 from optimizers.local_lm.training.settings import DPOSettings, KTOSettings, SFTSettings, TrainSettings
 from optimizers.local_lm.tuning.adapters import serving
-from optimizers.local_lm.weights import Weights
+from optimizers.local_lm.weights import Weights, spares_memory
 
-PAD_MULTIPLE = 64
-
-
-def build_trainer(
-    weights: Weights,
-    model: Any,
-    rows: Dataset,
-    plan: list[int],
-    eval_rows: Dataset | None,
-    settings: TrainSettings,
-    arguments: dict[str, Any],
-) -> Trainer:
-    """The trainer of `settings.method` over `rows` in the order of `plan`."""
-    with _quiet():
-        return _build(weights, model, rows, plan, eval_rows, settings, arguments)
+# The reference's log probabilities: once, from the weights that training starts from, whatever the tuner.
+REFERRING = {"precompute_ref_log_probs": True, "max_length": None, "pad_to_multiple_of": PAD_MULTIPLE}
 
 
 @contextmanager
@@ -50,7 +39,8 @@ def _quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _build(
+@_quiet()
+def build_trainer(
     weights: Weights,
     model: Any,
     rows: Dataset,
@@ -59,28 +49,56 @@ def _build(
     settings: TrainSettings,
     arguments: dict[str, Any],
 ) -> Trainer:
+    """The trainer of `settings.method` over `rows` in the order of `plan`."""
     if isinstance(settings, SFTSettings):
         return _sft(weights, model, rows.select(plan), eval_rows, arguments)
     if isinstance(settings, DPOSettings):
-        return _dpo(weights, model, rows, plan, eval_rows, settings, arguments)
+        # The reference's pass is over each row once; the order comes after it.
+        trainer = _dpo(weights, settings, arguments, model=model, train_dataset=rows, eval_dataset=eval_rows)
+        _drop_reference(model)
+        trainer.train_dataset = trainer.train_dataset.select(plan)
+        return trainer
     if isinstance(settings, KTOSettings):
-        return _kto(weights, model, rows.select(plan), eval_rows, settings, arguments)
+        # Its batches have to be known beforehand: each lends its answers to its own other prompts.
+        ordered = rows.select(plan)
+        trainer = _kto(weights, settings, arguments, model=model, train_dataset=ordered, eval_dataset=eval_rows)
+        _drop_reference(model)
+        return trainer
     build = build_distill if settings.method == "distill" else build_pairwise
     return build(weights, model, rows, plan, eval_rows, settings, {**arguments, "remove_unused_columns": False})
 
 
 def _sft(weights: Weights, model: Any, rows: Dataset, eval_rows: Dataset | None, arguments: dict) -> Trainer:
-    on_cuda = weights.device.type == "cuda"
     config = SFTConfig(
         **arguments,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         pad_to_multiple_of=PAD_MULTIPLE,
-        activation_checkpointing=weights.quantize is not None and on_cuda and not _learns_prompt(model),
+        activation_checkpointing=spares_memory(weights) and not _learns_prompt(model),
     )
-    return SFTTrainer(
+    # TRL's kernel leaves out what no label asks for on CUDA only; on a CPU it scores every position of the prompt too.
+    keeps_logits = "logits_to_keep" in signature(type(weights.model).forward).parameters
+    on_labels = weights.device.type == "cpu" and keeps_logits and not _learns_prompt(model)
+    build = _LabelledSFT if on_labels else SFTTrainer
+    return build(
         model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=weights.tokenizer
     )
+
+
+class _LabelledSFT(SFTTrainer):
+    """The same loss from the logits of labelled positions alone."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
+    ) -> Any:
+        labels_B_T = inputs["labels"][:, 1:]
+        places_K = (labels_B_T != -100).any(dim=0).nonzero().squeeze(1)
+        asked = {key: value for key, value in inputs.items() if key != "labels"}
+        outputs = model(**asked, logits_to_keep=places_K, use_cache=False)
+        labels_N = labels_B_T[:, places_K].flatten()
+        total = cross_entropy(outputs.logits.flatten(0, 1).float(), labels_N, ignore_index=-100, reduction="sum")
+        loss = total / ((labels_N != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
 
 
 def _learns_prompt(model: Any) -> bool:
@@ -102,51 +120,27 @@ class _EncodedKTO(KTOTrainer):
         return dataset.map(rotate, batched=True, batch_size=args.per_device_train_batch_size)
 
 
-def _dpo(
-    weights: Weights,
-    model: Any,
-    rows: Dataset,
-    plan: list[int],
-    eval_rows: Dataset | None,
-    settings: DPOSettings,
-    arguments: dict[str, Any],
-) -> Trainer:
+def _dpo(weights: Weights, settings: DPOSettings, arguments: dict[str, Any], **given: Any) -> Trainer:
     config = DPOConfig(
         **arguments,
+        **REFERRING,
         beta=settings.beta,
         loss_type=list(settings.loss_type),
         loss_weights=None if settings.loss_weights is None else list(settings.loss_weights),
         label_smoothing=settings.label_smoothing,
-        max_length=None,
-        pad_to_multiple_of=PAD_MULTIPLE,
-        # Once, from the weights that training starts from, whatever the tuner: no second model, no adapter switching.
-        precompute_ref_log_probs=True,
     )
-    trainer = _EncodedDPO(
-        model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=weights.tokenizer
-    )
-    _drop_reference(model)
-    trainer.train_dataset = trainer.train_dataset.select(plan)
-    return trainer
+    return _EncodedDPO(args=config, processing_class=weights.tokenizer, **given)
 
 
-def _kto(
-    weights: Weights, model: Any, rows: Dataset, eval_rows: Dataset | None, settings: KTOSettings, arguments: dict
-) -> Trainer:
+def _kto(weights: Weights, settings: KTOSettings, arguments: dict[str, Any], **given: Any) -> Trainer:
     config = KTOConfig(
         **arguments,
+        **REFERRING,
         beta=settings.beta,
         desirable_weight=settings.desirable_weight,
         undesirable_weight=settings.undesirable_weight,
-        max_length=None,
-        pad_to_multiple_of=PAD_MULTIPLE,
-        precompute_ref_log_probs=True,
     )
-    trainer = _EncodedKTO(
-        model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=weights.tokenizer
-    )
-    _drop_reference(model)
-    return trainer
+    return _EncodedKTO(args=config, processing_class=weights.tokenizer, **given)
 
 
 def _drop_reference(model: Any) -> None:

@@ -27,10 +27,16 @@ def split_rows(rows: Rows, val_share: float, seed: int) -> tuple[Rows, Rows]:
     return rows.pick(train.tolist()), rows.pick(val.tolist())
 
 
+def rows_a_step(settings: TrainSettings) -> int:
+    """Rows that one optimizer step learns from."""
+    return settings.batch_size * settings.gradient_accumulation_steps
+
+
 def count_steps(n_rows: int, settings: TrainSettings) -> int:
     """Optimizer steps of a run over `n_rows` rows."""
-    rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
-    return settings.max_steps if settings.max_steps > 0 else math.ceil(n_rows * settings.epochs / rows_a_step)
+    if settings.max_steps > 0:
+        return settings.max_steps
+    return math.ceil(n_rows * settings.epochs / rows_a_step(settings))
 
 
 def schedule(rows: Rows, settings: TrainSettings, losses: Sequence[float] | None = None) -> list[int]:
@@ -39,8 +45,9 @@ def schedule(rows: Rows, settings: TrainSettings, losses: Sequence[float] | None
     "random" shuffles each epoch and keeps rows of like length together; "easy_to_hard" sorts by the rows' difficulty
     or, where one has none, by `losses`. A killed run that goes on needs the very same order, so it is fixed beforehand.
     """
-    rows_a_step = settings.batch_size * settings.gradient_accumulation_steps
-    wanted = round(len(rows.columns) * settings.epochs) if settings.max_steps <= 0 else settings.max_steps * rows_a_step
+    wanted = round(len(rows.columns) * settings.epochs)
+    if settings.max_steps > 0:
+        wanted = settings.max_steps * rows_a_step(settings)
     rng, stream = Random(settings.seed), []
     while len(stream) < wanted:
         stream += _epoch(rows, settings, losses, rng)

@@ -89,7 +89,7 @@ def build_pairwise(
     """The trainer of "orpo" and "cpo"."""
     return PairwiseTrainer(
         model=model,
-        args=_training_arguments(arguments),
+        args=TrainingArguments(**arguments),
         data_collator=DataCollatorForPreference(_pad_id(weights), pad_to_multiple_of=PAD_MULTIPLE),
         train_dataset=rows.select(plan),
         eval_dataset=eval_rows,
@@ -107,7 +107,7 @@ def build_distill(
         eval_rows = eval_rows.map(lambda row: _teacher(model, row, settings), load_from_cache_file=False)
     return DistillTrainer(
         model=model,
-        args=_training_arguments(arguments),
+        args=TrainingArguments(**arguments),
         data_collator=lambda batch: _collate_distill(batch, _pad_id(weights)),
         train_dataset=rows.select(plan),
         eval_dataset=eval_rows,
@@ -142,10 +142,6 @@ def _collate_distill(batch: list[dict[str, Any]], pad_id: int) -> dict[str, Tens
         if name in batch[0]:
             told[name] = torch.cat([torch.tensor(row[name]) for row in batch])
     return told
-
-
-def _training_arguments(arguments: dict[str, Any]) -> TrainingArguments:
-    return TrainingArguments(**arguments)
 
 
 def _pad_id(weights: Weights) -> int:

@@ -6,7 +6,8 @@ from typing import Any
 import optuna
 
 from optimizers.errors import TrainingError
-from optimizers.local_lm.training.fit import Task, drop_adapter, fit
+from optimizers.local_lm.training.fit import Task, fit
+from optimizers.local_lm.tuning.adapters import drop_adapter
 
 RANKS = (8, 16, 32)
 
@@ -32,7 +33,7 @@ def search(task: Task) -> tuple[Task, list[dict[str, Any]]]:
 
         chosen = _suggest(task, trial)
         name, score = fit(chosen, on_score)
-        drop_adapter(task, name)
+        drop_adapter(task.weights, task.root, name)
         return score
 
     study.optimize(objective, n_trials=task.settings.search, catch=())

@@ -9,6 +9,7 @@ while it serves or trains, and taken out after, so that the base is the plain ba
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,9 +145,18 @@ def _attach(weights: Weights, adapter: str, root: Path) -> Graft:
     return attached[adapter]
 
 
-def detach_all(weights: Weights) -> None:
-    """Forget every attached adapter; the next request for one reads it from its folder. Hold `weights.lock`."""
-    weights.attached.clear()
+def drop_adapter(weights: Weights, root: Path, *names: str) -> None:
+    """Take adapters that nobody was told of out of memory and off the disk."""
+    with weights.lock:
+        for name in names:
+            weights.attached.pop(name, None)
+            if (root / name).is_dir():  # a job that was killed while it cleaned up comes here again
+                shutil.rmtree(root / name)
+
+
+def count_trainable(module: Any) -> int:
+    """Parameters that training will move."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def _check_base(weights: Weights, tuner: Any) -> None:
     if isinstance(tuner, NOT_IN_4_BITS) and weights.quantize is not None:
         raise TrainingError(
             f"tuner {word!r} trains the weights themselves, and {weights.quantize} ones cannot be trained; load "
-            f"{weights.base!r} with quantize=None, or use 'qlora'"
+            f"{weights.base!r} with quantize='none', or use 'qlora'"
         )
 
 
