@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
@@ -22,7 +23,8 @@ from optimizers.local_lm.tuning.tuners import default_rate, options_of, tuner_fr
 
 if TYPE_CHECKING:
     from optimizers.local_lm.training.estimate import Estimate
-    from optimizers.local_lm.training.fit import Progress, Task
+    from optimizers.local_lm.training.fit import Task
+    from optimizers.local_lm.training.watch import Progress
 
 
 class LocalTrainingJob(TrainingJob):
@@ -72,7 +74,7 @@ class LocalProvider(Provider):
         self.TrainingJob = LocalTrainingJob
         self.reinforceable = True
         self.ReinforceJob = LocalReinforceJob
-        self._jobs: set[LocalTrainingJob] = set()
+        self.running: WeakSet[LocalTrainingJob | LocalReinforceJob] = WeakSet()
 
     def __deepcopy__(self, memo: dict) -> "LocalProvider":
         return self
@@ -104,7 +106,7 @@ class LocalProvider(Provider):
         def report(progress: "Progress") -> None:
             local.progress = progress
 
-        self._jobs.add(local)
+        self.running.add(local)
         try:
             task = self._task(model, train_data, train_data_format, train_kwargs)
             task = replace(task, stop=local.stopping, report=report)
@@ -115,7 +117,7 @@ class LocalProvider(Provider):
                 task, tried = search(task)
             name, _ = fit(task)
         finally:
-            self._jobs.discard(local)
+            self.running.discard(local)
         local.log = {**json.loads((task.root / name / "training.json").read_text()), "search": tried}
         return self.engine.model_string(name)
 
@@ -126,10 +128,10 @@ class LocalProvider(Provider):
         return self._estimate(self._task(model, train_data, None, train_kwargs))
 
     def stop(self) -> None:
-        """End every training in progress at its next step, and wait until the model is as it was before it."""
-        for job in list(self._jobs):
-            job.cancel()
-            if job.thread is not None:
+        """End every job in progress, GRPO's too, at its next step; wait until the model is as it was before it."""
+        for job in list(self.running):
+            job.cancel()  # GRPO's waits for its step to leave
+            if isinstance(job, LocalTrainingJob) and job.thread is not None:
                 job.thread.join()
 
     def _task(

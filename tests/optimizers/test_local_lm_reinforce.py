@@ -441,7 +441,8 @@ def test_a_failed_step_is_raised_and_undone_and_the_next_one_works(lm, monkeypat
     assert lm.model != model and len(work.log) == 2
 
 
-def test_a_job_is_cancelled_from_another_thread_within_a_step(lm, monkeypatch):
+@pytest.mark.parametrize("by", ["job", "provider"])
+def test_a_job_is_cancelled_from_another_thread_within_a_step(lm, monkeypatch, by):
     work, model, inside, go_on = start(lm, micro_batch_size=1), lm.model, threading.Event(), threading.Event()
     real = policy.grpo_loss
 
@@ -451,7 +452,7 @@ def test_a_job_is_cancelled_from_another_thread_within_a_step(lm, monkeypatch):
         return real(*args, **kwargs)
 
     monkeypatch.setattr(policy, "grpo_loss", slow)
-    raised = []
+    raised, end = [], work.cancel if by == "job" else lm.provider.stop
 
     def run():
         try:
@@ -459,7 +460,7 @@ def test_a_job_is_cancelled_from_another_thread_within_a_step(lm, monkeypatch):
         except TrainingError as err:
             raised.append(str(err))
 
-    stepping, cancelling = threading.Thread(target=run), threading.Thread(target=work.cancel)
+    stepping, cancelling = threading.Thread(target=run), threading.Thread(target=end)
     stepping.start()
     assert inside.wait(30)
     cancelling.start()

@@ -310,3 +310,18 @@ def test_logits_are_made_where_a_label_is_and_the_loss_stays_the_same(lm, monkey
         assert widths == []
     else:
         assert len(widths) >= 6 and max(widths) <= 4 * (n_labels + 2)
+
+
+def test_a_candidate_that_an_earlier_job_made_too_is_not_deleted(lm):
+    def kept(*scores):
+        told = iter(scores)
+        return fit(task(lm, max_steps=4, validate_steps=2, validate=lambda model: next(told)))[0]
+
+    last, first = kept(0.1, 0.9), kept(0.9, 0.1)
+    assert first != last
+    assert {path.name for path in lm.engine.adapters_dir.iterdir()} == {first, last}
+
+
+def test_what_a_trainer_refuses_is_a_training_error(lm):
+    with pytest.raises(TrainingError, match="'sft' with tuner 'peft:TRAINABLE_TOKENS' is refused.*lm_head"):
+        fit(task(lm, tuner="peft:TRAINABLE_TOKENS", config={"token_indices": [5]}))

@@ -17,7 +17,7 @@ from corpora.types import Contract, Corpus
 from modules.retriever import StoreError
 from optimizers.errors import TrainingError
 from optimizers.local_lm import load_weights
-from optimizers.local_lm.training import fit
+from optimizers.local_lm.training.watch import Watch
 from program import compile as compile_module
 from program.compile import compile, read_split
 from program.config import ConfigError
@@ -287,10 +287,10 @@ def test_ctrl_c_in_training_ends_the_training_too(earlier, monkeypatch):
     def interrupt(watch, args, state, control, **_):
         if state.global_step == 1:
             os.kill(os.getpid(), signal.SIGINT)  # as the terminal does; the main thread waits for this one
-            stopped.append(watch.task.stop.wait(timeout=20))
+            stopped.append(watch.stop.wait(timeout=20))
         stopped.append(state.global_step)
 
-    monkeypatch.setattr(fit._Watch, "on_step_end", interrupt)
+    monkeypatch.setattr(Watch, "on_step_end", interrupt)
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with it ignored
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -14,9 +14,15 @@ from dspy.clients.provider import ReinforceJob
 from dspy.clients.utils_finetune import GRPOStatus, TrainDataFormat, TrainingStatus
 
 from optimizers.errors import ModelError, TrainingError
-from optimizers.local_lm.reinforce.losses import group_advantages
+from optimizers.local_lm.reinforce.batch import (
+    advantage_samples,
+    check_unmatched,
+    check_variety,
+    since,
+    summarize,
+)
 from optimizers.local_lm.reinforce.policy import Sample, Update, sample_logps, update_policy
-from optimizers.local_lm.reinforce.rollouts import Rollout, encode_groups, read_groups
+from optimizers.local_lm.reinforce.rollouts import encode_groups, read_groups
 from optimizers.local_lm.reinforce.settings import GRPOSettings, grpo_settings
 from optimizers.local_lm.serving.engine import Completion, LocalEngine
 from optimizers.local_lm.tuning.adapters import (
@@ -62,6 +68,7 @@ class LocalReinforceJob(ReinforceJob):
         self._trained_on: list[Any] = []
         self._mark: Completion | None = None
         self._ids = range(FIRST_IDS)
+        self.lm.provider.running.add(self)
 
     # -- what DSPy calls
 
@@ -119,6 +126,7 @@ class LocalReinforceJob(ReinforceJob):
     def terminate(self) -> None:
         """End the job; `lm` stays at its last weights."""
         with self._busy:
+            self.lm.provider.running.discard(self)
             self._moments, self._trained_on = {}, []
             if self._status == TrainingStatus.running:
                 self._status = TrainingStatus.succeeded
@@ -140,14 +148,14 @@ class LocalReinforceJob(ReinforceJob):
         begun, settings, weights = time.perf_counter(), self.settings, self.engine.weights
         fresh = self._fresh(train_data)
         log = list(self.engine.completions)
-        groups = encode_groups(weights, read_groups(fresh), _since(log, self._mark))
-        told = {"step": len(self.log) + 1, "adapter": self.adapter, **_count(groups)}
+        groups = encode_groups(weights, read_groups(fresh), since(log, self._mark))
+        told = {"step": len(self.log) + 1, "adapter": self.adapter, **summarize(groups)}
         told |= {"fillers": sum(map(len, fresh)) - told["rollouts"], "repeated": len(train_data) - len(fresh)}
-        _check_unmatched(told, settings.max_unmatched)
+        check_unmatched(told, settings.max_unmatched)
         if not self.lm.kwargs.get("temperature") and settings.temperature is None:
-            _check_variety(groups)
+            check_variety(groups)
         limit = min(settings.max_length_tokens or weights.context_tokens, weights.context_tokens)
-        samples, told["too_long"] = _samples(groups, settings, limit)
+        samples, told["too_long"] = advantage_samples(groups, settings, limit)
         if any(sample.advantage for sample in samples):
             told |= self._learn(samples, told)
         else:  # the KL's gradient alone, blown up by Adam to full steps, would undo what was learnt
@@ -224,73 +232,3 @@ def _autocast(weights: Weights) -> Any:
     """Half precision where the base is: what is trained is kept in float32."""
     kind = weights.model.dtype
     return nullcontext() if kind == torch.float32 else torch.autocast(weights.device.type, dtype=kind)
-
-
-def _since(log: list[Completion], mark: Completion | None) -> list[Completion]:
-    """The entries after `mark`; all of them if it has left the log."""
-    at = next((i for i in reversed(range(len(log))) if log[i] is mark), -1)
-    return log[at + 1 :]
-
-
-def _count(groups: Sequence[Sequence[Rollout]]) -> dict[str, Any]:
-    """A log row before anything is learnt."""
-    every = [rollout for group in groups for rollout in group]
-    rewards = torch.tensor([rollout.reward for rollout in every])
-    return {
-        "loss": None,
-        "reward_mean": float(rewards.mean()),
-        "reward_std": float(rewards.std()) if len(every) > 1 else 0.0,
-        "kl": None,
-        "clip_share": 0.0,
-        "grad_norm": 0.0,
-        "updates": 0,
-        "tokens": sum(len(rollout.completion_ids) for rollout in every),
-        "groups": len(groups),
-        "silent_groups": sum(len({rollout.reward for rollout in group}) == 1 for group in groups),
-        "rollouts": len(every),
-        "truncated": sum(rollout.truncated for rollout in every),
-        "unmatched": sum(rollout.said is None for rollout in every),
-    }
-
-
-def _check_unmatched(told: Mapping[str, Any], limit: float) -> None:
-    unmatched, count = told["unmatched"], told["rollouts"]
-    if unmatched > limit * count:
-        raise TrainingError(
-            f"{unmatched} of {count} rollouts are not among what the engine said since the last step; {limit:.0%} are "
-            "allowed (max_unmatched). Roll out on this LM, through an adapter set with dspy.configure(adapter=…): "
-            "ChatAdapter(use_json_adapter_fallback=False) or XMLAdapter(). For rollouts of another model raise "
-            "max_unmatched; they are then trained on as rendered"
-        )
-    if unmatched:
-        logger.warning("%d of %d rollouts are trained on as rendered, not as said", unmatched, count)
-
-
-def _check_variety(groups: Sequence[Sequence[Rollout]]) -> None:
-    several = [group for group in groups if len(group) > 1]
-    if several and all(len({rollout.completion_ids for rollout in group}) == 1 for group in several):
-        raise TrainingError(
-            "every group holds one answer over and over, and the LM's temperature is 0: give the program "
-            "lm.copy(temperature=1.0), or build it with local_lm(..., temperature=1.0)"
-        )
-
-
-def _samples(groups: Sequence[Sequence[Rollout]], settings: GRPOSettings, limit: int) -> tuple[list[Sample], int]:
-    """What to train on, with advantages over whole groups, and the number of rollouts longer than `limit` tokens.
-
-    Raises TrainingError if these are more than `max_dropped` allows.
-    """
-    scale = settings.loss_type != "dr_grpo" if settings.scale_rewards is None else settings.scale_rewards
-    samples, too_long = [], 0
-    for group in groups:
-        rewards = torch.tensor([rollout.reward for rollout in group])
-        for rollout, advantage in zip(group, group_advantages(rewards, scale=scale).tolist(), strict=True):
-            too_long += (long := len(rollout.prompt_ids) + len(rollout.completion_ids) > limit)
-            if rollout.completion_ids and not long and not (rollout.truncated and settings.mask_truncated):
-                samples.append(Sample(rollout.prompt_ids, rollout.completion_ids, advantage))
-    if too_long > settings.max_dropped * sum(map(len, groups)):
-        raise TrainingError(
-            f"{too_long} of {sum(map(len, groups))} rollouts exceed {limit} tokens, above the allowed share of "
-            f"{settings.max_dropped:.0%} (max_dropped); shorten the prompts, or raise max_length_tokens"
-        )
-    return samples, too_long

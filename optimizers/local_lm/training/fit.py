@@ -8,18 +8,15 @@ import logging
 import math
 import shutil
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 
 from optimizers.errors import TrainingError
@@ -34,25 +31,14 @@ from optimizers.local_lm.training.checkpoints import (
 )
 from optimizers.local_lm.training.objectives import build_trainer, row_losses
 from optimizers.local_lm.training.order import count_steps, rows_a_step, schedule, split_rows
-from optimizers.local_lm.training.rows import Rows, context_limit, digest, n_tokens
+from optimizers.local_lm.training.rows import Rows, context_limit, digest
 from optimizers.local_lm.training.settings import TrainSettings
+from optimizers.local_lm.training.watch import Progress, Watch, explained
 from optimizers.local_lm.tuning.adapters import count_trainable, drop_adapter, keep_adapter, training
 from optimizers.local_lm.tuning.tuners import options_of, word_of
 from optimizers.local_lm.weights import Weights, spares_memory
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a job stands; `seconds_left` counts from the last step's speed."""
-
-    step: int
-    steps: int
-    loss: float
-    tokens: int
-    seconds: float
-    seconds_left: float
 
 
 @dataclass(frozen=True)
@@ -87,6 +73,7 @@ def fit(task: Task, on_score: Callable[[int, float], None] = lambda step, score:
         plan = schedule(train, settings, _losses(task, train))
         run = _Run(task, train, val, plan, folder)
         state = read_state(folder)
+        foreign = _names(task.root) - _candidates(state)  # of earlier jobs: not this one's to delete
         for target in run.targets:
             if any(row["step"] == target for row in state.scores):
                 continue
@@ -96,23 +83,25 @@ def fit(task: Task, on_score: Callable[[int, float], None] = lambda step, score:
             state.scores.append({"step": target, "score": score, "adapter": name})
             write_state(folder, state)
             if score is not None:
-                _tell(on_score, target, score, task, state, folder)
+                try:
+                    on_score(target, score)
+                except Exception:  # whoever hears it may end the run by raising, and then nothing is left of it
+                    drop_adapter(task.weights, task.root, *(_candidates(state) - foreign))
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
             if _patience_spent(state.scores, settings.patience):
                 break
         kept = _choose(state.scores, settings.keep)
-        if others := {row["adapter"] for row in state.scores} - {kept["adapter"]}:
-            drop_adapter(task.weights, task.root, *others)
+        drop_adapter(task.weights, task.root, *(_candidates(state) - foreign - {kept["adapter"]}))
     return kept["adapter"], kept["score"]
 
 
-def _tell(on_score: Callable, target: int, score: float, task: Task, state: JobState, folder: Path) -> None:
-    """Report a score; whoever hears it may end the run by raising, and then nothing is left of it."""
-    try:
-        on_score(target, score)
-    except Exception:
-        drop_adapter(task.weights, task.root, *{row["adapter"] for row in state.scores})
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+def _candidates(state: JobState) -> set[str]:
+    return {row["adapter"] for row in state.scores}
+
+
+def _names(root: Path) -> set[str]:
+    return {path.name for path in root.iterdir()} if root.is_dir() else set()
 
 
 class _Run:
@@ -130,7 +119,9 @@ class _Run:
         """Train up to step `target`; the candidate's name and, where validation rows decide, minus their loss."""
         task, settings = self.task, self.task.settings
         parent = None if task.parent is None else task.root / task.parent
-        watch = _Watch(task, self.steps, target, self.plan, self.train)
+        watch = Watch(
+            self.train, self.plan, settings, steps=self.steps, target=target, stop=task.stop, report=task.report
+        )
         start = last_whole(self.folder, target)
         torch.manual_seed(settings.seed)  # every leg starts from the same fresh weights before it reads its checkpoint
         with (
@@ -138,13 +129,17 @@ class _Run:
             training(task.weights, tuner=task.tuner, parent=parent) as model,
         ):
             arguments = _arguments(task, self.steps, self.folder)
-            trainer = build_trainer(
-                task.weights, model, self.dataset, self.plan, self.eval_dataset, settings, arguments
-            )
+            try:
+                trainer = build_trainer(
+                    task.weights, model, self.dataset, self.plan, self.eval_dataset, settings, arguments
+                )
+            except ValueError as err:
+                refused = f"method {settings.method!r} with tuner {word_of(task.tuner)!r} is refused by its trainer"
+                raise TrainingError(f"{refused}: {err}") from err
             for callback in (watch, SealCheckpoints()):
                 trainer.add_callback(callback)
             trainer.remove_callback(PrinterCallback)  # it would print every loss to stdout
-            with _explained(task):
+            with explained(settings, lambda: _kept(task)):
                 trainer.train(resume_from_checkpoint=None if start is None else str(start))
             score = -trainer.evaluate()["eval_loss"] if self.eval_dataset is not None else None
             trainer.accelerator.free_memory()
@@ -205,69 +200,6 @@ def _arguments(task: Task, steps: int, folder: Path) -> dict[str, Any]:
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies in bfloat16."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-class _NotFiniteError(TrainingError):
-    """A loss or gradient that is no number."""
-
-
-class _Watch(TrainerCallback):
-    """Reports progress, ends the leg at its target, and stops at a loss that is not finite or when it is told to."""
-
-    def __init__(self, task: Task, steps: int, target: int, plan: list[int], train: Rows) -> None:
-        self.task, self.steps, self.target, self.plan, self.train = task, steps, target, plan, train
-        self.begun, self.first_step, self.seconds_before = time.perf_counter(), 0, 0.0
-        size = rows_a_step(task.settings)
-        rows = [n_tokens(train.columns[place]) for place in plan]
-        self.tokens = list(accumulate(sum(rows[i : i + size]) for i in range(0, len(rows), size)))
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remember where this leg starts."""
-        self.begun, self.first_step = time.perf_counter(), state.global_step
-        self.seconds_before = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop if told to."""
-        if self.task.stop.is_set():
-            raise TrainingError(f"training was stopped at step {state.global_step}; no adapter was made of it")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """At the target: checkpoint and end."""
-        if state.global_step >= self.target:
-            control.should_training_stop = control.should_save = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
-        """Note the time beside the loss, and see that the loss is a number."""
-        if not logs or "loss" not in logs:
-            return
-        loss, seconds = float(logs["loss"]), time.perf_counter() - self.begun
-        if not (math.isfinite(loss) and math.isfinite(float(logs.get("grad_norm", 0.0)))):
-            raise _NotFiniteError(self._not_finite(loss, state.global_step))
-        step, tokens = state.global_step, self.tokens[state.global_step - 1]
-        state.log_history[-1] |= {"seconds": round(self.seconds_before + seconds, 3), "tokens": tokens}
-        left = seconds / max(1, step - self.first_step) * (self.steps - step)
-        self.task.report(Progress(step, self.steps, loss, tokens, round(seconds, 3), round(left, 3)))
-
-    def _not_finite(self, loss: float, step: int) -> str:
-        size = rows_a_step(self.task.settings)
-        rows = sorted({self.train.source[place] for place in self.plan[(step - 1) * size : step * size]})
-        return f"the loss or its gradient is not finite at step {step} (loss {loss}), on training rows {rows}"
-
-
-@contextmanager
-def _explained(task: Task) -> Iterator[None]:
-    """Errors of the trainer as errors that say what to do."""
-    try:
-        yield
-    except _NotFiniteError as err:
-        raise TrainingError(f"{err}; lower learning_rate or mend those rows. {_kept(task)}") from err
-    except (torch.cuda.OutOfMemoryError, MemoryError) as err:
-        size = task.settings.batch_size
-        raise TrainingError(
-            f"out of memory with batch_size={size}; use batch_size={max(1, size // 2)} with "
-            f"gradient_accumulation_steps={2 * task.settings.gradient_accumulation_steps}, shorter rows "
-            f"(max_length_tokens), or quantize='nf4'. {_kept(task)}"
-        ) from err
 
 
 def _kept(task: Task) -> str:
