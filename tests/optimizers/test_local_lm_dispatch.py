@@ -11,6 +11,7 @@ import torch
 from dspy.lm15 import Config, Message, Request
 
 from optimizers.local_lm import forget_engines, local_lm
+from optimizers.local_lm.serving import dispatch
 from optimizers.local_lm.serving.dispatch import Job, collect, plan_batches
 from optimizers.local_lm.serving.rows import Row
 from optimizers.local_lm.tiny import write_tiny_model
@@ -71,6 +72,65 @@ def test_sixty_four_coroutines_are_batched(lm):
     assert sum(lm.engine.batch_sizes) == 64 and len(lm.engine.batch_sizes) <= 16
 
 
+def test_requests_that_come_while_a_batch_runs_join_it_and_answer_as_alone(lm, monkeypatch):
+    """Greedy and seeded rows of unequal length, over the whole shared prefix or a part of it."""
+
+    def request(i):
+        hot = {"temperature": 0.9, "seed": i} if i % 3 == 0 else {}
+        system = SYSTEM if i % 4 else "Another opening. " + SYSTEM
+        text = f"clause {i} " + "x" * (i * 7 % 30)
+        config = Config(**{"max_tokens": 4 + i * 5 % 23, "temperature": 0.0, **hot})
+        return Request(model=lm.model, system=system, messages=(Message.user(text),), config=config)
+
+    requests = [request(i) for i in range(24)]
+    alone = [lm.engine.complete(each).message.text for each in requests]
+    joined, left = [], list(enumerate(requests))[8:]
+    answers = {}
+    real = dispatch.Joining.take
+
+    def take(joining, adapter, live):  # three more come at every fourth step
+        if left and live % 4 == 0:
+            for i, each in left[:3]:
+                answers[i] = lm.engine.submit(each)
+            del left[:3]
+        new = real(joining, adapter, live)
+        joined.append(len(new))
+        return new
+
+    monkeypatch.setattr(dispatch.Joining, "take", take)
+    with ThreadPoolExecutor(8) as pool:
+        first = list(pool.map(lambda each: lm.engine.complete(each).message.text, requests[:8]))
+    for i, each in left:  # the batch may have ended before all had come
+        answers[i] = lm.engine.submit(each)
+    assert first + [answers[i].result().message.text for i in range(8, 24)] == alone
+    assert sum(joined) >= 6
+
+
+def test_a_short_answer_does_not_wait_for_a_long_one(lm):
+    long = lm.engine.submit(ask(lm, "long", max_tokens=600))
+    while not long.running():
+        threading.Event().wait(0.001)
+    short = [lm.engine.submit(ask(lm, f"short {i}", max_tokens=2)) for i in range(5)]
+    assert all(each.result().message is not None for each in short) and not long.done()
+    assert long.result().usage.output_tokens > 2
+
+
+def test_a_batch_takes_nobody_in_while_another_adapter_or_the_end_waits(monkeypatch):
+    def joining(*jobs, max_batch=8):
+        queue = SimpleQueue()
+        for each in jobs:
+            queue.put(each)
+        return dispatch.Joining(queue, [], max_batch)
+
+    assert len(joining(job(), job()).take(None, 4)) == 2
+    assert joining(job(), job()).take(None, 12) == []  # too few to be worth a copy of the cache
+    assert len(joining(*[job() for _ in range(6)]).take(None, 4)) == 4  # no more than max_batch
+    assert joining(job(), job("sft-1")).take(None, 1) == []
+    assert joining(job(), None).take(None, 1) == []
+    monkeypatch.setattr(dispatch, "JOINING_S", -1.0)
+    assert joining(job()).take(None, 1) == []
+
+
 def test_a_cancelled_request_is_not_decoded_and_the_others_are(lm):
     with lm.engine.weights.lock:  # the dispatcher waits with its first batch while these are queued
         first = lm.engine.submit(ask(lm, "first"))
@@ -108,7 +168,7 @@ def test_requests_in_quick_succession_are_collected_however_few_are_expected():
         queue.put(job())
     queue.put(None)
     queue.put(job())
-    assert len(collect(queue, job(), expected=1, wait_s=0.0)) == 7  # the farewell ends it
+    assert len(collect(queue, [job()], expected=1, wait_s=0.0)) == 7  # the farewell ends it
 
 
 def test_base_and_two_adapters_in_flight_at_once_answer_as_alone(lm):

@@ -97,6 +97,19 @@ class SharedPrefixLayer(DynamicLayer):
         """Keep these rows alone."""
         self.keys, self.values = self.keys[indices], self.values[indices]
 
+    def absorb(self, other: "SharedPrefixLayer", order_B_S: Tensor, width: int, room_tokens: int) -> None:
+        """Put the other's rows behind these, whose columns are first set in the order given; `width` columns remain."""
+        self.room_tokens, self.own_tokens = room_tokens, width
+        rows = len(self.keys)
+        for name in ("keys", "values"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            both = self._buffer(mine, rows + len(theirs)).zero_()
+            kept, new = min(width, order_B_S.shape[1]), min(width, other.packing.width)
+            chosen = order_B_S[:, None, :kept, None].expand(-1, mine.shape[1], -1, mine.shape[3])
+            both[:rows, :, :kept] = mine.gather(2, chosen)
+            both[rows:, :, :new] = theirs[:, :, :new]
+            setattr(self, name, both)
+
     def crop(self, tokens_to_remove: int) -> None:
         """Not for this cache: a batch only grows."""
         raise NotImplementedError("a batch's cache is not cropped; start another")

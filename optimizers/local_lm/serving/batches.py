@@ -23,13 +23,13 @@ _tried: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 class Batch:
     """Rows in step: `first` runs what stands before the first new token, `step` brings one token for every row."""
 
-    ids_B_1: Tensor
+    joins = False  # whether rows can join it
     positions_B_1: Tensor
     mask_B_T: Tensor
     end: int
 
     def __init__(self, model: Any, rest: Sequence[np.ndarray], kv: KV, new_tokens: int) -> None:
-        self.model, self.new_tokens, self.before = model, new_tokens, length_of(kv)
+        self.model, self.kv, self.new_tokens, self.before = model, kv, new_tokens, length_of(kv)
         self.lengths, self.width = [len(part) for part in rest], max(map(len, rest))
         self.end = self.before + self.width
 
@@ -69,6 +69,8 @@ class Batch:
 class PackedBatch(Batch):
     """Prompts' rests one after another in one row, then one position per row, over one copy of the prefix."""
 
+    joins = True
+
     def __init__(self, model: Any, rest: Sequence[np.ndarray], kv: KV, new_tokens: int) -> None:
         super().__init__(model, rest, kv, new_tokens)
         device, lengths = model.device, np.array(self.lengths)
@@ -93,6 +95,29 @@ class PackedBatch(Batch):
             logits_to_keep=self.last_B,
         )
         return output.logits[0].float()
+
+    def join(self, rest: Sequence[np.ndarray], before: int, new_tokens: int) -> Tensor:
+        """Take rows in that see the first `before` positions of the prefix; the logits of their first new tokens.
+
+        `new_tokens`: the most that any row, old or new, may still bring. Columns that no row sees any more go.
+        """
+        kv = [(keys[:, :, :before], values[:, :, :before]) for keys, values in self.kv] if before else ()
+        other = PackedBatch(self.model, rest, kv, new_tokens)
+        logits_B_V = other.first()
+        own = self.mask_B_T[:, self.before : self.end]
+        order = (~own).to(torch.uint8).argsort(dim=1, stable=True)  # what a row sees first, in its order
+        lengths = own.sum(1).tolist() + other.lengths
+        self.width = max(lengths)
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.absorb(theirs, order, self.width, self.width + min(new_tokens, ROOM_TOKENS))
+        old = len(own)
+        prefix = torch.arange(self.before, device=own.device).expand(len(rest), -1) < before
+        self.end, self.new_tokens = self.before + self.width, new_tokens
+        seen = self._seen([(self.before + length, self.end) for length in lengths])
+        seen[:old, : self.before], seen[old:, : self.before] = self.mask_B_T[:, : self.before], prefix
+        self.mask_B_T = seen
+        self.positions_B_1 = torch.cat([self.positions_B_1, other.positions_B_1])
+        return logits_B_V
 
     def _mask(self) -> Tensor:
         return self.mask_B_T[:, None, None, : self.end]

@@ -7,14 +7,21 @@ In float32 a row's greedy tokens are the same alone, in any batch, and with or w
 Does not handle: a kept prefix for models with sliding-window layers (the batch then runs whole prompts).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from optimizers.local_lm.serving.batches import open_batch
-from optimizers.local_lm.serving.prefixes import KV, PrefixStore, length_of, plain_cache, shared_prefix
+from optimizers.local_lm.serving.prefixes import (
+    KV,
+    PrefixStore,
+    common_prefix,
+    length_of,
+    plain_cache,
+    shared_prefix,
+)
 from optimizers.local_lm.serving.rows import Listener, Output, Row
 from optimizers.local_lm.serving.speaking import Speaking
 
@@ -29,21 +36,35 @@ def decode(
     adapter: str | None,
     opening: KV = (),
     listeners: Sequence[Listener | None] = (),
+    *,
+    ended: Callable[[int, Output], None] = lambda index, output: None,
+    arrivals: Callable[[int], Sequence[tuple[Row, Listener | None]]] | None = None,
 ) -> list[Output]:
     """Continue every row until its end token, stop string or `max_tokens`; outputs in the order of `rows`.
 
     `opening`: keys/values (1×H×L×D per layer) that stand before every prompt. `listeners`: one or None per row.
+    `ended(index, output)` is told at once of each row that ends. `arrivals(live)` is asked at every step, with the
+    number of rows that still speak, for rows that join the batch there; their outputs come behind the others'.
     """
     prompts = [np.asarray(row.ids, dtype=np.int64) for row in rows]
     shared, kv = shared_prefix(model, prompts, store, adapter, opening)
-    speaking = Speaking(tokenizer, rows, stop_ids, listeners)
-    with open_batch(model, [prompt[shared:] for prompt in prompts], kv, max(row.max_tokens for row in rows)) as batch:
+    speaking = Speaking(tokenizer, stop_ids, ended)
+    speaking.add(rows, listeners)
+    with open_batch(model, [prompt[shared:] for prompt in prompts], kv, speaking.left()) as batch:
         logits_B_V = batch.first()
         while True:
             tokens_B, keep = speaking.take(logits_B_V)
             if not speaking.live:
                 return speaking.outputs
             logits_B_V = batch.step(tokens_B, keep)
+            if arrivals is not None and batch.joins and (new := arrivals(len(speaking.live))):
+                speaking.add(*zip(*new, strict=True))
+                joining = [np.asarray(row.ids, dtype=np.int64) for row, _ in new]
+                # The last token of a prompt is run for the logits behind it, so it is never part of what is shared.
+                same = min(common_prefix([prompts[0][:shared], *joining]), min(map(len, joining)) - 1)
+                rest = [prompt[same:] for prompt in joining]
+                joined = batch.join(rest, length_of(opening) + same, speaking.left())
+                logits_B_V = torch.cat([logits_B_V, joined])
 
 
 @torch.inference_mode()

@@ -2,6 +2,8 @@
 
 It waits for its first request, then for as many as it has just answered (the callers that are likely to come back) or
 a fifth of the last batch's time; and, however few it expects, as long as requests keep coming in quick succession.
+What comes for the same adapter while a batch runs joins it (continuous batching: Yu et al. 2022, Orca), and each row is
+answered when it ends.
 """
 
 import threading
@@ -27,6 +29,10 @@ from optimizers.local_lm.weights import Weights
 SHARE_TOKENS = 48
 MAX_WAIT_S, MIN_WAIT_S = 0.2, 0.002
 LONE_GAP_S, GAP_S = 0.001, 0.008
+# A batch takes rows in for so long; then it runs out, and who waits for the model (training, another adapter) has it.
+JOINING_S = 10.0
+# Rows join once they are this share of those that speak: taking them in copies the cache.
+JOINING_SHARE = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +48,10 @@ class Job:
 
 
 class Dispatcher:
-    """The thread and its queue. `answered(job, output)` makes a Response; `batch_sizes` counts rows per batch."""
+    """The thread and its queue. `answered(job, output)` makes a Response.
+
+    `batch_sizes` counts rows per batch, those that joined it too.
+    """
 
     def __init__(self, weights: Weights, adapters_dir: Any, max_batch: int, answered: Callable[[Job, Output], Any]):
         self.weights, self.adapters_dir, self.max_batch, self.answered = weights, adapters_dir, max_batch, answered
@@ -73,54 +82,75 @@ class Dispatcher:
             thread.join(timeout=timeout_s)
 
     def _loop(self, queue: SimpleQueue) -> None:
+        waiting: list[Job | None] = []  # taken from the queue while a batch ran
         expected, last_s = 1, 0.0
         while True:
-            job = queue.get()
-            if job is None:
-                return
-            jobs = collect(queue, job, expected, min(MAX_WAIT_S, max(MIN_WAIT_S, last_s / 5)))
+            jobs, waiting = waiting or [queue.get()], []
+            if jobs[-1] is not None:
+                jobs = collect(queue, jobs, expected, min(MAX_WAIT_S, max(MIN_WAIT_S, last_s / 5)))
             closing = jobs[-1] is None
             jobs = [job for job in jobs if job is not None and job.answer.set_running_or_notify_cancel()]
-            begun = time.perf_counter()
-            for batch in plan_batches(jobs, self.max_batch):
-                self._run_safely(batch)
-            expected, last_s = len(jobs), time.perf_counter() - begun
+            begun, expected = time.perf_counter(), 0
+            batches = plan_batches(jobs, self.max_batch)
+            for batch in batches:
+                # The last one alone takes others in: the ones before it have others waiting.
+                joining = Joining(queue, waiting, self.max_batch) if batch is batches[-1] and not closing else None
+                expected += self._run_safely(batch, joining)
+            last_s = time.perf_counter() - begun
             if closing:
                 return
 
-    def _run(self, jobs: list[Job]) -> None:
-        """Decode jobs of one adapter; on exhausted memory halve the batch, down to one."""
-        adapter, weights = jobs[0].adapter, self.weights
+    def _run(self, jobs: list[Job], joining: "Joining | None") -> int:
+        """Decode jobs of one adapter, and those that join them; on exhausted memory halve the batch.
+
+        Returns how many were answered since the last that joined could come: callers who may come back.
+        """
+        adapter, weights, just_ended = jobs[0].adapter, self.weights, 0
+
+        def ended(index: int, output: Output) -> None:
+            nonlocal just_ended
+            just_ended += 1
+            answer = jobs[index].answer
+            if output.error is not None:
+                answer.set_exception(output.error)
+            else:
+                answer.set_result(self.answered(jobs[index], output))
+
+        def arrivals(live: int) -> list[tuple[Row, EventListener | None]]:
+            nonlocal just_ended
+            just_ended = 0
+            new = joining.take(adapter, live)
+            jobs.extend(new)
+            self.batch_sizes[-1] += len(new)
+            return [(job.row, job.listener) for job in new]
+
+        self.batch_sizes.append(len(jobs))
         try:
             with weights.lock, serving(weights, adapter, self.adapters_dir) as served:
-                rows, heard = [job.row for job in jobs], [job.listener for job in jobs]
-                outputs = decode(
+                decode(
                     served.model,
                     weights.tokenizer,
-                    rows,
+                    [job.row for job in jobs],
                     weights.stop_ids,
                     self.prefixes,
                     adapter,
                     opening=served.opening,
-                    listeners=heard,
+                    listeners=[job.listener for job in jobs],
+                    ended=ended,
+                    arrivals=None if joining is None else arrivals,
                 )
         except Exception as err:
+            self.batch_sizes.pop()
             if not out_of_memory(err):
                 raise
             self._free()
             if len(jobs) == 1:
                 raise lm15.ServerError(f"out of memory on a single prompt of {len(jobs[0].row.ids)} tokens") from err
         else:
-            self.batch_sizes.append(len(jobs))
-            for job, output in zip(jobs, outputs, strict=True):
-                if output.error is not None:
-                    job.answer.set_exception(output.error)
-                else:
-                    job.answer.set_result(self.answered(job, output))
-            return
+            return just_ended
+        jobs = [job for job in jobs if not job.answer.done()]
         half = len(jobs) // 2  # outside the handler: its traceback would hold the failed batch's memory
-        self._run_safely(jobs[:half])
-        self._run_safely(jobs[half:])
+        return sum(self._run_safely(part, None) for part in (jobs[:half], jobs[half:]) if part)
 
     def _free(self) -> None:
         if self.prefixes is not None:
@@ -129,18 +159,43 @@ class Dispatcher:
         if self.weights.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _run_safely(self, jobs: list[Job]) -> None:
+    def _run_safely(self, jobs: list[Job], joining: "Joining | None") -> int:
         try:
-            self._run(jobs)
+            return self._run(jobs, joining)
         except Exception as err:  # every caller must hear of it; none may wait for ever
             for job in jobs:
                 if not job.answer.done():
                     job.answer.set_exception(err)
+            return len(jobs)
 
 
-def collect(queue: SimpleQueue, first: Job, expected: int, wait_s: float) -> list[Job | None]:
+class Joining:
+    """Who joins a running batch: jobs of its adapter, up to `max_batch` rows, none once another adapter's waits.
+
+    What leaves `queue` and does not join stands in `waiting`, in the order it came.
+    """
+
+    def __init__(self, queue: SimpleQueue, waiting: list[Job | None], max_batch: int) -> None:
+        self.queue, self.waiting, self.max_batch = queue, waiting, max_batch
+        self.until = time.perf_counter() + JOINING_S
+
+    def take(self, adapter: str | None, live: int) -> list[Job]:
+        """The jobs that join now, `live` rows of `adapter` speaking."""
+        while not self.queue.empty():
+            self.waiting.append(self.queue.get())
+        room = min(len(self.waiting), self.max_batch - live)
+        if room < max(1.0, JOINING_SHARE * live) or time.perf_counter() > self.until:
+            return []
+        if any(job is None or job.adapter != adapter for job in self.waiting):
+            return []
+        taken = self.waiting[:room]
+        del self.waiting[:room]
+        return [job for job in taken if job.answer.set_running_or_notify_cancel()]
+
+
+def collect(queue: SimpleQueue, first: Sequence[Job], expected: int, wait_s: float) -> list[Job | None]:
     """`first` and what follows it: until `expected` have come or `wait_s` has passed, and then as long as more come."""
-    jobs: list[Job | None] = [first]
+    jobs: list[Job | None] = list(first)
     until = time.perf_counter() + wait_s
     while jobs[-1] is not None:
         left_s = until - time.perf_counter() if len(jobs) < expected else 0.0

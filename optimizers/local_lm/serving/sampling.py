@@ -1,6 +1,6 @@
 """Choosing tokens: argmax at temperature 0, else by inverse CDF, each row from a generator of its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,32 +8,35 @@ from torch import Tensor
 from optimizers.local_lm.serving.rows import Row
 
 
-def sampler(rows: Sequence[Row]) -> Callable[[Tensor, list[int]], Tensor]:
-    """A function (logits_B_V, slots) -> tokens_B: argmax at temperature 0, else nucleus/top-k sampling.
+class Sampler:
+    """Tokens for rows that come and go: argmax at temperature 0, else nucleus/top-k sampling.
 
     Each row draws from a generator of its own, so a seeded row does not depend on its neighbours.
     """
-    hot = {i for i, row in enumerate(rows) if row.temperature > 0}
-    if not hot:
-        return lambda logits_B_V, slots: logits_B_V.argmax(-1)
-    cut = {i for i in hot if rows[i].top_p < 1 or rows[i].top_k > 0}
-    dice = {i: torch.Generator() for i in hot}
-    for i, die in dice.items():
-        seed = rows[i].seed
-        die.manual_seed(seed) if seed is not None else die.seed()
 
-    def sample(logits_B_V: Tensor, slots: list[int]) -> Tensor:
+    def __init__(self) -> None:
+        self.plain: dict[int, Row] = {}
+        self.cut: dict[int, Row] = {}
+        self.dice: dict[int, torch.Generator] = {}
+
+    def add(self, slot: int, row: Row) -> None:
+        """Know the row of `slot`."""
+        if row.temperature > 0:
+            # Sorting a vocabulary is the dear part: rows that cut nothing off are drawn without it.
+            (self.cut if row.top_p < 1 or row.top_k > 0 else self.plain)[slot] = row
+            self.dice[slot] = die = torch.Generator()
+            die.manual_seed(row.seed) if row.seed is not None else die.seed()
+
+    def __call__(self, logits_B_V: Tensor, slots: Sequence[int]) -> Tensor:
+        """tokens_B, one for the row of each slot."""
         tokens = logits_B_V.argmax(-1)
-        # Sorting a vocabulary is the dear part: rows that cut nothing off are drawn without it.
-        for these, draw in ((hot - cut, _draw_plain), (cut, _draw_cut)):
-            at = [i for i, slot in enumerate(slots) if slot in these]
+        for rows, draw in ((self.plain, _draw_plain), (self.cut, _draw_cut)):
+            at = [i for i, slot in enumerate(slots) if slot in rows]
             if at:
-                draws = torch.cat([torch.rand(1, generator=dice[slots[i]]) for i in at]).to(tokens.device)
+                draws = torch.cat([torch.rand(1, generator=self.dice[slots[i]]) for i in at]).to(tokens.device)
                 picked = torch.tensor(at, device=tokens.device)
                 tokens[picked] = draw(logits_B_V[picked], [rows[slots[i]] for i in at], draws)
         return tokens
-
-    return sample
 
 
 def _draw_plain(logits_B_V: Tensor, rows: Sequence[Row], draws_B: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The rows' side of a batch: from logits to tokens, texts and ends, and to whoever listens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,25 +8,49 @@ from torch import Tensor
 
 from optimizers.local_lm.serving.constraints import Walk, mask_logits
 from optimizers.local_lm.serving.rows import Listener, Output, Row
-from optimizers.local_lm.serving.sampling import sampler
+from optimizers.local_lm.serving.sampling import Sampler
 from optimizers.local_lm.serving.text import TextStream, plain_text
 
 
 class Speaking:
-    """The rows still in the batch (`slots`, indices into `rows`), those that still speak (`live`), and all outputs."""
+    """The rows still in the batch (`slots`, indices into `rows`), those that still speak (`live`), and all outputs.
+
+    `ended(slot, output)` hears of every row at its end.
+    """
 
     def __init__(
-        self, tokenizer: Any, rows: Sequence[Row], stop_ids: frozenset[int], listeners: Sequence[Listener | None] = ()
+        self, tokenizer: Any, stop_ids: frozenset[int], ended: Callable[[int, Output], None] = lambda slot, output: None
     ) -> None:
-        self.tokenizer, self.rows, self.stop_ids = tokenizer, rows, stop_ids
-        self.outputs = [Output() for _ in rows]
-        self.slots = list(range(len(rows)))
-        self.live = set(self.slots)
-        self.listeners = dict(enumerate(listeners)) if listeners else {}
-        # Only who is heard while speaking, or may be stopped by a string, needs text before the end.
-        self.texts = {i: TextStream(tokenizer, row.stop) for i, row in enumerate(rows) if row.stop or self._listener(i)}
-        self.walks: dict[int, Walk] = {i: row.grammar.start() for i, row in enumerate(rows) if row.grammar is not None}
-        self.sample = sampler(rows)
+        self.tokenizer, self.stop_ids, self.ended = tokenizer, stop_ids, ended
+        self.rows: list[Row] = []
+        self.outputs: list[Output] = []
+        self.slots: list[int] = []
+        self.live: set[int] = set()
+        self.listeners: dict[int, Listener] = {}
+        self.texts: dict[int, TextStream] = {}
+        self.walks: dict[int, Walk] = {}
+        self.sample = Sampler()
+
+    def add(self, rows: Sequence[Row], listeners: Sequence[Listener | None] = ()) -> None:
+        """Rows that speak from now on, behind those of before; `listeners`: none, or one or None per row."""
+        for row, listener in zip(rows, listeners or [None] * len(rows), strict=True):
+            slot = len(self.rows)
+            self.rows.append(row)
+            self.outputs.append(Output())
+            self.slots.append(slot)
+            self.live.add(slot)
+            self.sample.add(slot, row)
+            if listener is not None:
+                self.listeners[slot] = listener
+            # Only who is heard while speaking, or may be stopped by a string, needs text before the end.
+            if row.stop or listener is not None:
+                self.texts[slot] = TextStream(self.tokenizer, row.stop)
+            if row.grammar is not None:
+                self.walks[slot] = row.grammar.start()
+
+    def left(self) -> int:
+        """How many tokens the batch may still bring."""
+        return max(self.rows[slot].max_tokens - len(self.outputs[slot].ids) for slot in self.live)
 
     def take(self, logits_B_V: Tensor) -> tuple[Tensor, list[int] | None]:
         """Choose one token per slot; also returns the slots to keep when at least half have ended, else None."""
@@ -46,9 +70,6 @@ class Speaking:
         keep = [at for at, slot in enumerate(self.slots) if slot in self.live]
         self.slots = [self.slots[at] for at in keep]
         return tokens_B, keep
-
-    def _listener(self, slot: int) -> Listener | None:
-        return self.listeners.get(slot)
 
     def _walk(self, slot: int) -> Walk | None:
         return self.walks.get(slot) if slot in self.live else None
@@ -84,7 +105,7 @@ class Speaking:
     def _hear(self, slot: int, token: int, scores: list[float] | None) -> None:
         """Add a live row's token to what it said, and end the row if that was its last."""
         row, output, text = self.rows[slot], self.outputs[slot], self.texts.get(slot)
-        listener, walk = self._listener(slot), self.walks.get(slot)
+        listener, walk = self.listeners.get(slot), self.walks.get(slot)
         if listener is not None and listener.gone:
             return self._end(slot, "stop")
         if walk is not None and walk.error is not None:
@@ -115,3 +136,4 @@ class Speaking:
         if text is not None and text.stopped:
             output.finish_reason = "stop"
         self.live.discard(slot)
+        self.ended(slot, output)
