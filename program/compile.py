@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from program.provenance import data_record, version_record
 from program.recipes import PROMPT_CANDIDATES, Stage, check_recipe, chosen, run_recipe
 from program.report import write_report
 from program.runlog import logged
-from program.runs import RunFolder
+from program.runs import RunFolder, refuse_if_taken
 from program.summary import summarize
 from program.teacher import LabelTeacher
 
@@ -55,16 +56,20 @@ def compile(
     say = say or (lambda line: print(line, file=sys.stderr))
     began = time.perf_counter()
     check_recipe(config)
+    refuse_if_taken(Path(config.out).absolute(), overwrite)
     split = read_split(config, say)
     train, val = _training_examples(config, split)
     test = to_examples(split.test)
     # What cannot be removed from the scratch folder must not hide the error that the run ended with.
     scratch_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    with RunFolder.start(config.out, overwrite=overwrite) as run, scratch_folder as scratch:
+    with (
+        scratch_folder as scratch,
+        nullcontext(build_lm(config, Path(scratch))) as lm,  # first: a model that cannot be loaded leaves no run behind
+        RunFolder.start(config.out, overwrite=overwrite) as run,
+    ):
         run.write_json("config.json", asdict(config))
         run.write_json("versions.json", version_record(command))
         run.write_json("data.json", _data(config, split))
-        lm = build_lm(config, Path(scratch))
         index = PassageIndex.build(
             split.train.contracts + split.val.contracts + split.test.contracts,
             folder=run.folder / "index",

@@ -72,7 +72,7 @@ class RunFolder:
     def start(cls, path: str | Path, *, overwrite: bool = False) -> Self:
         """Opens a new run to stand at `path`; RunError where `path` is taken (see the module) or being written."""
         target = Path(path).absolute()
-        _refuse_if_taken(target, overwrite)
+        refuse_if_taken(target, overwrite)
         folder = target.parent / f".{target.name}.partial"
         lock = FileLock(target.parent / f".{target.name}.lock")
         with _saving(target):
@@ -186,7 +186,8 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def _refuse_if_taken(target: Path, overwrite: bool) -> None:
+def refuse_if_taken(target: Path, overwrite: bool) -> None:
+    """RunError where `target` is something that a new run may not replace."""
     status = _status(target)
     if status == "complete" and not overwrite:
         raise RunError(f"{target} holds a complete run; choose another path, or overwrite it (it is kept as .previous)")

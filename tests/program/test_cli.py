@@ -124,7 +124,7 @@ def test_a_model_without_a_chat_template_is_refused(evergreen, tmp_path, small_c
     config = _config(tmp_path / "e.json", small_config(tmp_path / "c.json", lm, tmp_path / "run"))
     code, out, err = evergreen("compile", "--config", config)
     assert (code, out) == (1, "") and err.count("\n") == 1 and "has no chat template; put a chat_template.jinja" in err
-    assert read_run(tmp_path / "run").status == "failed"
+    assert not list(tmp_path.glob("run*"))  # nothing was begun
 
 
 def test_a_complete_run_and_other_folders_are_not_replaced(evergreen, compiled, tmp_path, small_corpus, small_config):
@@ -266,4 +266,5 @@ def test_the_demo_goes_to_its_end_in_an_older_ones_place(
     assert code == 0 and "Exact match" in said, err
     run = read_run(out)
     assert run.status == "complete" and run.config["seed"] == 1 and len(run.rows) == 2 * 28
+    assert len(read_cuad(run.config["test_corpus"]).contracts) == 1  # what it was scored on is still there
     assert read_run(tmp_path / "demo.previous").config == read_run(compiled.path).config
