@@ -222,6 +222,11 @@ class PassageIndex:
         """The ids of all contracts in the index, sorted."""
         return tuple(sorted(self._stored))
 
+    @property
+    def n_passages(self) -> int:
+        """How many passages the index holds."""
+        return sum(len(stored.passages) for stored in self._stored.values())
+
     def contract(self, contract_id: str) -> Contract:
         """The contract as it was added, its places with it; StoreError if it is not in the index."""
         return self._get(contract_id).contract

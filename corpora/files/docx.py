@@ -8,6 +8,7 @@ and footnotes, which are counted. Not handled: pages, which a .docx does not hav
 from collections import Counter
 from collections.abc import Iterator
 from io import BytesIO
+from zipfile import BadZipFile
 
 from docx import Document
 from docx.opc.exceptions import PackageNotFoundError
@@ -32,7 +33,7 @@ def read_docx(data: bytes) -> tuple[list[tuple[str, None]], list[str]]:
     try:
         document = Document(BytesIO(data))
         body = document.element.body
-    except PackageNotFoundError as error:
+    except (PackageNotFoundError, BadZipFile, KeyError, ValueError) as error:
         raise FileError(f"it is no Word file ({error})") from error
     if body is None:
         raise FileError("its Word document has no body")

@@ -42,7 +42,7 @@ def read_pdf(data: bytes, limits: FileLimits) -> tuple[list[tuple[str, int]], li
             broken[number] = f"{type(error).__name__}: {error}"[:200]
             continue
         if text.strip():
-            paragraphs.extend((paragraph, number) for paragraph in _paragraphs(text))
+            paragraphs.extend((paragraph, number) for paragraph in _paragraphs(text) if paragraph)
         else:
             silent.append(number)
     if broken:

@@ -27,6 +27,7 @@ class Reading:
 
     `members` are the names inside zips, from the outermost in; `title` is that of a CUADv1-format file's contract.
     `notes` say what was assumed, replaced or left out. `passing` marks failures of the disk rather than of the file.
+    `share` is how much of the whole file, 0 to 1, has been read with this one.
     """
 
     members: tuple[str, ...] = ()
@@ -36,6 +37,7 @@ class Reading:
     notes: tuple[str, ...] = ()
     failure: str | None = None
     passing: bool = False
+    share: float = 1.0
 
 
 class FileReader:
@@ -90,10 +92,13 @@ class FileReader:
         if not listing["members"] and not listing["refused"]:
             yield Reading(members, failure="there is no file in it")
         for name, reason in listing["refused"]:
-            yield Reading((*members, name), failure=reason)
-        for name, _ in listing["members"]:
+            yield Reading((*members, name), failure=reason, share=0.0)
+        total, done = max(1, sum(size for _, size in listing["members"])), 0
+        for name, size in listing["members"]:
             for reading in self._read(path, (*members, name), budget):
-                yield replace(reading, notes=(*listing["notes"], *reading.notes))
+                share = (done + size * reading.share) / total
+                yield replace(reading, notes=(*listing["notes"], *reading.notes), share=share)
+            done += size
 
     def _answers(self, path: Path, members: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         """The worker's replies to one request; its loss is a reply too."""
@@ -149,5 +154,5 @@ def _reading(members: tuple[str, ...], reply: dict[str, Any]) -> Reading:
         return Reading(members, None, got["text"], places, tuple(got["notes"]))
     if "contract" in reply:
         got = reply["contract"]
-        return Reading(members, got["id"], got["text"], (), tuple(got["notes"]))
+        return Reading(members, got["id"], got["text"], (), tuple(got["notes"]), share=got["share"])
     return Reading(members, reply.get("title"), failure=reply["failed"], passing=reply.get("passing", False))

@@ -16,17 +16,24 @@ class Found:
     relative: str
 
 
+def require_paths(paths: Iterable[Path | str]) -> None:
+    """Raise CorpusError for a path that does not exist."""
+    for path in paths:
+        if not Path(path).exists():
+            raise CorpusError(f"there is no {path}; give files or folders that exist")
+
+
 def find_files(paths: Iterable[Path | str]) -> list[Found]:
     """The files that are named, and those in the folders that are named, at any depth: sorted, each of them once.
 
     Hidden files and folders (a leading dot) are left out unless they are named; links to files are followed, links to
     folders are not. Raises CorpusError for a path that does not exist and for a folder that cannot be listed.
     """
+    paths = list(paths)
+    require_paths(paths)
     found: dict[Path, Found] = {}
     for given in paths:
         path = Path(os.path.abspath(given))
-        if not path.exists():
-            raise CorpusError(f"there is no {given}; give files or folders that exist")
         for one in [Found(path, path.name)] if not path.is_dir() else _in_folder(path):
             found.setdefault(one.path, one)
     return sorted(found.values(), key=lambda one: one.path)

@@ -148,12 +148,14 @@ def _cuad(data: bytes, name: str, notes: list[str], limits: FileLimits) -> Itera
             corpus = read_cuad(path)
         except CorpusError as error:
             raise FileError(str(error).replace(f"{folder}{os.sep}", "")) from error
+    total, done = sum(len(contract.text) for contract in corpus.contracts), 0
     for contract in corpus.contracts:
+        done += len(contract.text)
         if len(contract.text) > limits.max_chars:
             reason = f"its text has {len(contract.text):,} characters, and {limits.max_chars:,} is the limit"
             yield {"failed": reason, "title": contract.id}
         else:
-            yield {"contract": {"id": contract.id, "text": contract.text, "notes": notes}}
+            yield {"contract": {"id": contract.id, "text": contract.text, "notes": notes, "share": done / total}}
     if not corpus.contracts:
         raise FileError("there is no contract in it")
 
