@@ -20,11 +20,27 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a paragraph of a file begins: at `start` in the text; `paragraph` of `page`, both counted from 1.
+
+    `page` is None where the file has no pages of its own; paragraphs are then counted through the whole file.
+    """
+
+    start: int
+    page: int | None
+    paragraph: int
+
+
+@dataclass(frozen=True, slots=True)
 class Contract:
-    """One contract: `id` is unique in its corpus, `text` is what every offset counts in."""
+    """One contract: `id` is unique in its corpus, `text` is what every offset counts in.
+
+    `places` are the paragraphs of the file it was read from, by `start`; empty where it came from no such file.
+    """
 
     id: str
     text: str
+    places: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The files of a passage index beside its vectors: what it was built with, its contracts, and the writers' lock.
 
-`index.json`, `.lock` and `contracts/<hash of the id>.json`. A contract is in the index once its file says `complete`.
+`index.json`, `.lock` and `contracts/<hash of the id>.json`. A contract is in the index once its file says `complete`;
+`places` (start, page, paragraph) are there for contracts that were read from files.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from corpora.types import Contract, Passage
+from corpora.types import Contract, Passage, Place
 
 LOCK_TIMEOUT_S = 60.0
 _FORMAT = 1
@@ -33,10 +34,10 @@ class Stored:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
     """Hold the folder against other writers; StoreError if one of them holds it for `LOCK_TIMEOUT_S`."""
     try:
-        with FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_S):
+        with FileLock(folder / name, timeout=LOCK_TIMEOUT_S):
             yield
     except Timeout as error:
         raise StoreError(
@@ -66,7 +67,21 @@ def write_contract(folder: Path, stored: Stored, *, complete: bool) -> None:
     """Replace the contract's file; `complete=False` while its vectors are being written."""
     cuts = [[passage.start, passage.end, passage.heading] for passage in stored.passages]
     row = {"id": stored.contract.id, "complete": complete, "text": stored.contract.text, "passages": cuts}
+    if stored.contract.places:
+        row["places"] = [[place.start, place.page, place.paragraph] for place in stored.contract.places]
     _write_json(_contract_path(folder, stored.contract.id), row)
+
+
+def delete_contract(folder: Path, contract_id: str) -> None:
+    """Delete the contract's file, if there is one."""
+    _contract_path(folder, contract_id).unlink(missing_ok=True)
+
+
+def delete_incomplete(folder: Path) -> None:
+    """Delete what a writer that was killed has left: contracts' files that are not complete, and half-written ones."""
+    for path in (folder / "contracts").iterdir():
+        if path.suffix == ".partial" or not json.loads(path.read_text(encoding="utf-8"))["complete"]:
+            path.unlink()
 
 
 def read_contracts(folder: Path) -> Iterator[Stored]:
@@ -75,7 +90,8 @@ def read_contracts(folder: Path) -> Iterator[Stored]:
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
             if row["complete"]:
-                contract = Contract(row["id"], row["text"])
+                places = tuple(Place(*place) for place in row.get("places", ()))
+                contract = Contract(row["id"], row["text"], places)
                 yield Stored(contract, tuple(_passage(contract, *cut) for cut in row["passages"]))
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} is damaged ({error!r}). Delete {folder} and build the index again.") from error

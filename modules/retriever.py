@@ -5,14 +5,14 @@ again from the contracts. One real hit, for the question about "Governing Law":
 
     Hit(Passage(id="ashgrove-2019-0007:9120-9311", ..., heading="8.2 Governing Law"), score=0.61)
 
-Not handled: word search (BM25), removing a contract, more contracts than fit in memory as text.
+Not handled: word search (BM25), more contracts than fit in memory as text.
 """
 
 import threading
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -30,6 +30,8 @@ from corpora.types import Contract, Passage
 from modules.index_files import (
     Stored,
     StoreError,
+    delete_contract,
+    delete_incomplete,
     locked,
     read_about,
     read_contracts,
@@ -41,6 +43,10 @@ __all__ = ["Embedder", "Hit", "PassageIndex", "Retrieve", "StoreError"]
 
 _PROBE = "This Agreement shall be governed by the laws of the State of New York."
 _BATCH_PASSAGES = 256
+# Of one long contract: bounds what embedding holds at a time.
+_SLICE_PASSAGES = 1024
+# SQLite takes 32,766 variables in a statement.
+_MAX_IDS = 10_000
 _CACHED_CONTRACTS = 512
 _CACHED_QUERIES = 4096
 # Chroma's defaults miss stored vectors; these gave 0 self-misses in 900. Cosine is what the embedder is trained for.
@@ -146,11 +152,19 @@ class PassageIndex:
             if self._opened.get(self.folder) is self:
                 del self._opened[self.folder]
 
-    def add(self, contracts: Iterable[Contract], *, progress: bool = True) -> int:
+    def add(
+        self,
+        contracts: Iterable[Contract],
+        *,
+        progress: bool = True,
+        on_passages: Callable[[int], object] = lambda n: None,
+    ) -> int:
         """Index what is new and replace what has another text than before; the number of contracts indexed.
 
-        A contract is in the index when it is whole; one that was interrupted is indexed anew the next time. Raises
-        StoreError where an id stands twice with different texts, or another process is writing for more than a minute.
+        A contract is in the index when it is whole; one that was interrupted is indexed anew the next time. Where only
+        the places differ, those are replaced. `on_passages` is told of every so many passages that have been embedded.
+        Raises StoreError where an id stands twice with different texts, or another process is writing for more than a
+        minute.
         """
         wanted: dict[str, Contract] = {}
         for contract in contracts:
@@ -159,6 +173,7 @@ class PassageIndex:
         with self._write_lock, locked(self.folder):
             # Chroma's own copy of the vectors is as old as its client: writing with an old one would lose the others.
             self.refresh()
+            self._replace_places(wanted.values())
             cuts = [
                 Stored(contract, cut_passages(contract, max_chars=self.max_chars))
                 for contract in wanted.values()
@@ -169,14 +184,52 @@ class PassageIndex:
             total = sum(len(stored.passages) for stored in cuts)
             with tqdm(total=total, desc="indexing", unit=" passages", disable=not progress or not cuts) as bar:
                 for batch in _batches(cuts):
-                    self._add_batch(batch)
-                    bar.update(sum(len(stored.passages) for stored in batch))
+                    self._add_batch(batch, lambda n: (bar.update(n), on_passages(n)))
         return len(cuts)
+
+    def remove(self, contract_ids: Iterable[str]) -> int:
+        """Take contracts out of the index; how many of them were in it. StoreError as in `add`."""
+        with self._write_lock, locked(self.folder):
+            self.refresh()
+            gone = [contract_id for contract_id in dict.fromkeys(contract_ids) if contract_id in self._stored]
+            self._remove(gone)
+        return len(gone)
+
+    def repair(self, *, thorough: bool = True) -> tuple[str, ...]:
+        """Make files and vectors agree, as they may not when a writer was killed; the contracts that were taken out.
+
+        Vectors of no passage are dropped, and so are contracts whose vectors are not all there: add those again.
+        Without `thorough` the ids are compared only where their number is not right.
+        """
+        with self._write_lock, locked(self.folder):
+            self.refresh()
+            wanted = {passage.id: key for key, stored in self._stored.items() for passage in stored.passages}
+            if not thorough and self._collection.count() == len(wanted):
+                return ()
+            delete_incomplete(self.folder)
+            found: list[str] = []
+            while some := self._collection.get(include=[], limit=_MAX_IDS, offset=len(found))["ids"]:
+                found.extend(some)
+            torn = sorted({wanted[passage_id] for passage_id in wanted.keys() - set(found)})
+            strays = [passage_id for passage_id in found if passage_id not in wanted]
+            for i in range(0, len(strays), _MAX_IDS):
+                self._collection.delete(ids=strays[i : i + _MAX_IDS])
+            self._remove(torn)
+            return tuple(torn)
 
     @property
     def contract_ids(self) -> tuple[str, ...]:
         """The ids of all contracts in the index, sorted."""
         return tuple(sorted(self._stored))
+
+    @property
+    def n_passages(self) -> int:
+        """How many passages the index holds."""
+        return sum(len(stored.passages) for stored in self._stored.values())
+
+    def contract(self, contract_id: str) -> Contract:
+        """The contract as it was added, its places with it; StoreError if it is not in the index."""
+        return self._get(contract_id).contract
 
     def contract_text(self, contract_id: str) -> str:
         """The text that the offsets of the contract's passages count in; StoreError if it is not in the index."""
@@ -226,10 +279,42 @@ class PassageIndex:
         self._generation = uuid.uuid4().hex
         write_about(self.folder, read_about(self.folder) | {"generation": self._generation})
 
-    def _add_batch(self, batch: list[Stored]) -> None:
+    def _replace_places(self, contracts: Iterable[Contract]) -> None:
+        for contract in contracts:
+            known = self._stored.get(contract.id)
+            if (
+                known is not None
+                and known.contract.text == contract.text
+                and contract.places not in ((), known.contract.places)
+            ):
+                stored = Stored(contract, known.passages)
+                write_contract(self.folder, stored, complete=True)
+                with self._store_lock:
+                    self._stored = self._stored | {contract.id: stored}
+
+    def _remove(self, contract_ids: list[str]) -> None:
+        """Files first: vectors without a file are passed over by every search."""
+        if not contract_ids:
+            return
+        self._new_generation()
+        with self._store_lock:
+            gone = set(contract_ids)
+            self._stored = {key: stored for key, stored in self._stored.items() if key not in gone}
+            for contract_id in contract_ids:
+                self._vectors.pop(contract_id, None)
+                delete_contract(self.folder, contract_id)
+            for i in range(0, len(contract_ids), _MAX_IDS):
+                self._collection.delete(where={"contract_id": {"$in": contract_ids[i : i + _MAX_IDS]}})
+
+    def _add_batch(self, batch: list[Stored], on_passages: Callable[[int], object]) -> None:
         """Index a few contracts; between the two writes of its file a contract counts as absent."""
         passages = [passage for stored in batch for passage in stored.passages]
-        vectors = _embed(self._embedder, [passage.text for passage in passages])
+        slices = []
+        for i in range(0, len(passages), _SLICE_PASSAGES):
+            some = passages[i : i + _SLICE_PASSAGES]
+            slices.append(_embed(self._embedder, [passage.text for passage in some]))
+            on_passages(len(some))
+        vectors = np.concatenate(slices)
         fresh = {stored.contract.id: stored for stored in batch}
         with self._store_lock:
             # A new dictionary: other threads may be reading the old one.

@@ -1,4 +1,4 @@
-"""The command line: `evergreen compile | evaluate | ask | generate | demo`. Thin: each command calls one function."""
+"""The command line: `evergreen compile | evaluate | ask | index | generate | demo`; each calls one function."""
 
 import logging
 import os
@@ -17,6 +17,9 @@ for _name, _value in {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
 }.items():
     os.environ.setdefault(_name, _value)
+
+_STOPPED_RUN = "stopped; a run keeps the stages it had scored, marked partial, and an earlier complete run stays"
+_STOPPED_INDEX = "stopped; what is indexed stays, and the same command goes on from there"
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Contract review that compiles its own prompts and weights."
@@ -103,6 +106,33 @@ def ask(
 
 
 @app.command()
+def index(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Files, folders and zips: txt, md, html, pdf, docx, CUADv1 JSON.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the library, made if it is not there.")],
+    prune: Annotated[bool, typer.Option("--prune", help="Take out contracts whose files are gone.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Read unchanged failures again.")] = False,
+    max_chars: Annotated[int | None, typer.Option(min=1, help="Characters of a passage; 600.")] = None,
+    embedder: Annotated[str | None, typer.Option(help="Folder or hub id; default: all-MiniLM-L6-v2.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Index the contracts in your files, and keep the index in step with them."""
+    from corpora.files.walk import require_paths
+    from program.library_report import report_lines
+
+    require_paths(paths)
+    _quiet()
+    from program.library import index_paths
+
+    options = {"prune": prune, "retry_failed": retry_failed, "max_chars": max_chars, "embedder": embedder}
+    report = index_paths(paths, out, **options)
+    for line in report_lines(report):
+        typer.echo(line)
+    raise typer.Exit(report.exit_code)
+
+
+@app.command()
 def generate(
     out: Annotated[Path, typer.Argument(help="The CUADv1-format JSON file to write.")],
     house: Annotated[list[str] | None, typer.Option(help="Drafting house, again for more; default: all.")] = None,
@@ -150,7 +180,7 @@ def main() -> None:
         # Typer turns Ctrl-C into an exit of its own, without a word.
         if isinstance(leaving, SystemExit) and leaving.code != 130:
             raise
-        _leave("stopped; a run keeps the stages it had scored, marked partial, and an earlier complete run stays", 130)
+        _leave(_STOPPED_INDEX if sys.argv[1:2] == ["index"] else _STOPPED_RUN, 130)
     except Exception as error:
         if debug:
             raise
