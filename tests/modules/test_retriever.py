@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,8 @@ import pytest
 from filelock import FileLock
 
 from corpora.cuad import question_text
-from corpora.types import Contract
+from corpora.passages import cut_passages
+from corpora.types import Contract, Place
 from modules import index_files, retriever
 from modules.retriever import PassageIndex, Retrieve, StoreError
 
@@ -195,6 +197,120 @@ def test_writing_after_another_process_has_written_keeps_what_it_wrote(tmp_path,
     index.add([contract("d")], progress=False)
     assert index.contract_ids == ("a", "b", "c", "d")
     assert {hit.passage.contract_id for hit in index.search("escrow", k=4)} == {"a", "b", "c", "d"}
+
+
+def passages_in_chroma(index):
+    return set(index._collection.get(include=[])["ids"])
+
+
+def test_removed_contracts_are_gone_from_search_files_and_vectors(tmp_path, index, embedder):
+    index.add([contract("c")], progress=False)
+    index.search("law", contract_id="a")
+    assert index.remove(["a", "nowhere", "c", "a"]) == 2
+    assert index.contract_ids == ("b",) and len(list((tmp_path / "index" / "contracts").iterdir())) == 1
+    assert {hit.passage.contract_id for hit in index.search("escrow", k=100)} == {"b"}
+    assert passages_in_chroma(index) == {hit.passage.id for hit in index.search("x", k=100, contract_id="b")}
+    with pytest.raises(StoreError, match="'a' is not in the index of 1"):
+        index.search("law", contract_id="a")
+    index.close()
+    again = PassageIndex.open(tmp_path / "index", embedder)
+    assert again.contract_ids == ("b",) and again.add([contract("a")], progress=False) == 1
+    assert again.remove([]) == 0 and again.contract_ids == ("a", "b")
+    again.close()
+
+
+def test_removing_is_seen_by_other_processes(index):
+    generation = json.loads((index.folder / "index.json").read_text())["generation"]
+    assert index.remove(["nowhere"]) == 0
+    assert json.loads((index.folder / "index.json").read_text())["generation"] == generation
+    index.remove(["a"])
+    assert json.loads((index.folder / "index.json").read_text())["generation"] != generation
+
+
+def test_repair_drops_strays_and_torn_contracts(tmp_path, index, embedder, monkeypatch):
+    assert index.repair() == () == index.repair(thorough=False) and index.contract_ids == ("a", "b")
+    first = index.search("x", k=1, contract_id="a")[0].passage.id
+    index._collection.delete(ids=[first])
+    index._collection.add(ids=["ghost:0-9"], embeddings=[[0.1] * 512], metadatas=[{"contract_id": "ghost"}])
+    folder = tmp_path / "index" / "contracts"
+    (folder / "0.json").write_text('{"id": "c", "complete": false, "text": "", "passages": []}')
+    (folder / "1.partial").write_text('{"id"')
+    assert index.repair(thorough=False) == ()  # as many as there should be
+    monkeypatch.setattr(retriever, "_MAX_IDS", 3)  # in several requests
+    assert index.repair() == ("a",) and index.contract_ids == ("b",)
+    assert passages_in_chroma(index) == {hit.passage.id for hit in index.search("x", k=100, contract_id="b")}
+    assert len(list(folder.iterdir())) == 1
+    index._collection.delete(ids=[next(iter(passages_in_chroma(index)))])
+    assert index.repair(thorough=False) == ("b",) and passages_in_chroma(index) == set()
+
+
+def test_places_stay_with_a_contract_and_are_replaced_without_embedding(tmp_path, index, embedder):
+    plain = contract("c")
+    placed = Contract("c", plain.text, (Place(0, 1, 1), Place(181, 2, 1)))
+    index.add([placed], progress=False)
+    assert index.contract("c") == placed and index.contract("a") == contract("a")
+    embedder.seen.clear()
+    moved = Contract("c", plain.text, (Place(0, None, 1),))
+    assert index.add([moved], progress=False) == 0 and index.contract("c") == moved and embedder.seen == []
+    assert index.add([plain], progress=False) == 0 and index.contract("c") == moved
+    index.close()
+    again = PassageIndex.open(tmp_path / "index", embedder)
+    assert again.contract("c") == moved
+    again.close()
+
+
+def test_one_long_contract_is_embedded_in_slices_that_are_told(tmp_path, embedder, monkeypatch):
+    monkeypatch.setattr(retriever, "_SLICE_PASSAGES", 3)
+    index, told = build(tmp_path, embedder), []
+    index.add([contract("a"), contract("b")], progress=False, on_passages=told.append)
+    assert max(told) == 3 and sum(told) == index.n_passages == len(index.search("x", k=100))
+    assert "Escrow" in index.search("escrow", 1, "b")[0].passage.text
+    index.close()
+
+
+class Noise(WordEmbedder):
+    """Vectors in no time, where what is measured is the rest."""
+
+    def encode(self, sentences, **_):
+        self.seen.append(len(sentences))
+        return np.ones((len(sentences), 4)) + np.arange(len(sentences))[:, None] % 7
+
+
+class Counting:
+    """Takes what Chroma would be given, whose graph is not what is measured."""
+
+    added = 0
+
+    def add(self, *, ids, embeddings, metadatas):
+        assert len(ids) == len(embeddings) == len(metadatas)
+        self.added += len(ids)
+
+    def delete(self, *, where):
+        pass
+
+
+def test_a_contract_of_a_million_tokens(tmp_path):
+    clause = "{n}.1 Term. The term of order {n} lasts until the goods have been paid for, and no longer than that.\n\n"
+    text = "".join(clause.format(n=n % 997) for n in range(50_000))
+    long = Contract("long", text)
+    assert len(text.split()) == 1_000_000
+
+    def seconds(contract):
+        began = time.process_time()
+        passages = cut_passages(contract, max_chars=600)
+        assert passages[-1].end == len(contract.text)
+        return time.process_time() - began
+
+    assert seconds(long) < 8 * seconds(Contract("quarter", text[: len(text) // 4])) + 1
+    noise = Noise()
+    index = build(tmp_path, noise)
+    index._collection, real = Counting(), index._collection
+    index.add([long], progress=False)
+    assert index._collection.added == index.n_passages > 8_000
+    # What is embedded at a time does not grow with the contract.
+    assert max(noise.seen) == 1024
+    index._collection = real
+    index.close()
 
 
 def test_damaged_files_are_named(tmp_path, index, embedder):

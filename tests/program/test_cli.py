@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from corpora.cuad import read_cuad
@@ -61,14 +62,16 @@ def test_help_and_early_errors_wait_for_no_library(tmp_path):
         ["compile", "--corpus", "nope.json", "--recipe", "p,s"],
         ["evaluate", "nope", "--corpus", "nope.json"],
         ["ask", "nope", "Renewal Term"],
+        ["index", "nope", "--out", "library"],
+        ["index", "--help"],
         ["demo", "--house", "nobody"],
         ["generate", "c.json", "--house", "nobody"],
     ]
     program = LIGHT.replace("ARGUMENTS", repr(argument_lists))
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines()[-1] == "[0, 0, 2, 2, 2, 1, 1, 2, 2] []", done.stderr
+    assert done.stdout.splitlines()[-1] == "[0, 0, 2, 2, 2, 1, 1, 2, 0, 2, 2] []", done.stderr
     ours = done.stderr.splitlines()
-    assert len(ours) == 7 and all(line.startswith("evergreen: ") for line in ours)
+    assert len(ours) == 8 and all(line.startswith("evergreen: ") for line in ours)
     assert not list(tmp_path.iterdir())
 
 
@@ -234,6 +237,56 @@ def test_debug_shows_where(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["evergreen", "compile", "--corpus", str(tmp_path / "none.json"), "--debug"])
     with pytest.raises(CorpusError, match="there is no file"):
         cli.main()
+
+
+@pytest.fixture
+def words_for_vectors(monkeypatch):
+    """`evergreen index` with counts of letters instead of the embedder's model."""
+    from program import library
+
+    monkeypatch.setattr(library, "load_embedder", lambda name, device: LetterEmbedder())
+
+
+class LetterEmbedder:
+    def encode(self, sentences, **_):
+        return np.array(
+            [[1 + sentence.count(letter) for letter in "aeiou"] for sentence in sentences], dtype=np.float32
+        )
+
+
+def test_index_reads_files_and_sums_up(evergreen, tmp_path, words_for_vectors, small_corpus):
+    (tmp_path / "in").mkdir()
+    small_corpus(tmp_path / "in" / "c.json", n_contracts=2)
+    _write(tmp_path / "in" / "a.txt", "An agreement.")
+    _write(tmp_path / "in" / "b.pdf", "no pdf")
+    code, out, err = evergreen("index", tmp_path / "in", "--out", tmp_path / "lib", "--max-chars", 300)
+    assert code == 0 and "3 indexed, 0 replaced, 0 unchanged, 0 duplicates, 0 pruned, 1 failed" in out, err
+    assert f"failed:\n  {tmp_path}/in/b.pdf: it is named .pdf, but its content is text and no PDF\n" in out
+    assert "3 contracts" in out and "passages/s" in err
+    (tmp_path / "in" / "a.txt").unlink()
+    code, out, _ = evergreen("index", tmp_path / "in", "--out", tmp_path / "lib")
+    assert code == 0 and "2 unchanged" in out and f"--prune takes them out):\n  {tmp_path}/in/a.txt\n" in out
+    code, out, _ = evergreen("index", tmp_path / "in", "--out", tmp_path / "lib", "--prune")
+    assert code == 0 and "1 pruned" in out and "2 contracts" in out
+
+
+def test_index_fails_where_nothing_can_be_read_and_where_it_must_not_write(evergreen, tmp_path, words_for_vectors):
+    _write(tmp_path / "a.pdf", "no pdf")
+    code, out, _ = evergreen("index", tmp_path / "a.pdf", "--out", tmp_path / "lib")
+    assert code == 1 and "0 indexed" in out and "1 failed" in out
+    code, out, err = evergreen("index", tmp_path / "a.pdf", "--out", tmp_path)
+    assert (code, out) == (1, "") and err.count("\n") == 1 and "is not empty and holds no library" in err
+
+
+def test_index_stopped_with_ctrl_c_says_how_to_go_on(evergreen, monkeypatch, tmp_path):
+    from program import library
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(library, "index_paths", stop)
+    code, out, err = evergreen("index", tmp_path, "--out", tmp_path / "lib")
+    assert (code, out) == (130, "") and "the same command goes on from there" in err
 
 
 def test_generate_writes_a_corpus_that_compile_reads(evergreen, tmp_path):
