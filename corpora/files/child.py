@@ -75,6 +75,9 @@ class Worker:
                     whole = True
                     return
                 yield reply
+                if "memory" in reply:
+                    # What is left of its heap is in pieces: the next file gets a fresh process.
+                    return
         finally:
             if not whole:
                 self.kill()

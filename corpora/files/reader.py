@@ -108,7 +108,7 @@ class FileReader:
             if "memory" not in reply or fresh or n_given:
                 yield reply
                 continue
-            # The heap of a used worker is in pieces, and this file may not be to blame.
+            # The heap of a used worker may have been in pieces before, and this file not be to blame.
             worker.kill()
             yield from self._ready().ask(path, members)
             return

@@ -43,7 +43,7 @@ _archives: dict[tuple[Any, ...], zipfile.ZipFile] = {}
 
 
 def main() -> None:
-    """Answer requests until standard input ends, or until memory has run out."""
+    """Answer requests until standard input ends."""
     # Whatever a parser prints must not stand between the replies.
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="ascii", newline="\n")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -59,9 +59,6 @@ def main() -> None:
         if failure is not None:
             _say(replies, failure)
         _say(replies, {"end": True})
-        if failure is not None and "memory" in failure:
-            # What is left of the heap is in pieces: the next file gets a fresh process.
-            return
 
 
 def _answer(replies: IO[str], request: dict[str, Any], limits: FileLimits) -> dict[str, Any] | None:

@@ -70,7 +70,7 @@ chance = random.Random(seed)
 
 def change():
     for _ in range(6):
-        n = chance.randrange(40)
+        n = chance.randrange(24)
         path = os.path.join(files, f"{n}.txt")
         if chance.random() < 0.25 and os.path.exists(path):
             os.unlink(path)
@@ -86,7 +86,7 @@ def wait(pid):
 
 killed = 0
 full_s = None
-for _ in range(60):
+for _ in range(30):
     change()
 began = time.monotonic()
 assert wait(forked(run)) == 0
@@ -116,7 +116,7 @@ print(json.dumps({"killed": killed, "full_s": full_s}))
 def test_killed_at_random_moments_the_next_run_mends_it(tmp_path):
     files = tmp_path / "files"
     files.mkdir()
-    seed, n_kills = random.randrange(10**6), int(os.environ.get("EVERGREEN_KILLS", "6"))
+    seed, n_kills = random.randrange(10**6), int(os.environ.get("EVERGREEN_KILLS", "4"))
     command = [sys.executable, "-c", FORKS, str(files), str(tmp_path / "library"), str(seed), str(n_kills)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)

@@ -138,6 +138,7 @@ def test_what_the_disk_refuses_is_marked_as_passing(tmp_path, reader):
 HOSTILE = """
 import os, sys, time
 from corpora.files import worker
+served, replies = [], os.dup(1)
 def read(path, inside, limits):
     name = os.path.basename(path)
     if name.startswith("sleep"): time.sleep(60)
@@ -150,8 +151,11 @@ def read(path, inside, limits):
     if name.startswith("babble"): print("noise on standard output"); sys.stderr.write("noise")
     if name.startswith("deep"): yield from read(path, inside, limits)
     if name.startswith("leave"): sys.exit(7)
+    if name.startswith("tired"):
+        if served: raise MemoryError
+    served.append(name)
     if name.startswith("flood"):
-        os.write(3, b"x" * 50_000_000)
+        while True: os.write(replies, b"x" * 1_000_000)
     yield {"document": {"text": "fine", "places": [[0, None, 1]], "notes": []}}
 worker._replies = read
 worker.main()
@@ -167,8 +171,8 @@ def hostile(monkeypatch, tmp_path):
         return real([sys.executable, "-P", "-c", HOSTILE], **options)
 
     monkeypatch.setattr(child.subprocess, "Popen", start)
-    with FileReader(FileLimits(seconds=1.0, memory_mb=100)) as reader:
-        yield lambda name: next(reader.read(tmp_path / name)), reader
+    with FileReader(FileLimits(seconds=1.0, memory_mb=100, max_chars=1000, max_paragraphs=1000)) as reader:
+        yield lambda name: list(reader.read(tmp_path / name))[0], reader
 
 
 def test_no_file_takes_the_reader_with_it(hostile):
@@ -181,6 +185,7 @@ def test_no_file_takes_the_reader_with_it(hostile):
         ("leave", "lost over it (exit code 7)"),
         ("sleep", "takes more than 1 s"),
         ("deep", "nested too deeply"),
+        ("flood", ""),
         ("fine at last", None),
     ):
         began = time.monotonic()
@@ -194,10 +199,8 @@ def test_no_file_takes_the_reader_with_it(hostile):
 def test_memory_and_cpu_time_are_bounded_by_the_kernel(hostile, monkeypatch):
     read, reader = hostile
     assert read("fine").failure is None and reader._worker.n_files == 1
-    before = reader._worker
     assert "takes more than 100 MB of memory" in read("eat").failure
-    # A used worker may be to blame, so a fresh one has tried too.
-    assert reader._worker is not before and not before.alive
+    assert not reader._worker.alive and read("fine").failure is None
     # Without the parent's clock the kernel still ends it.
     monkeypatch.setattr(Worker, "_next", lambda self, seconds, real=Worker._next: real(self, 60.0))
     began = time.monotonic()
@@ -210,14 +213,24 @@ def write_cuad(path, *texts):
     return path
 
 
-def test_the_callers_own_time_is_not_the_files(tmp_path):
+def test_what_a_used_worker_has_no_memory_for_a_fresh_one_tries(hostile):
+    read, reader = hostile
+    before = (read("fine"), reader._worker)[1]
+    assert read("tired").failure is None and reader._worker is not before and not before.alive
+
+
+def test_the_callers_own_time_is_not_the_files(monkeypatch, tmp_path):
     path = write_cuad(tmp_path / "c.json", *["x" * 200_000] * 6)
-    with FileReader(FileLimits(seconds=2.0)) as reader:
+    left, real = [], Worker._next
+    monkeypatch.setattr(Worker, "_next", lambda self, seconds: (left.append(seconds), real(self, seconds))[1])
+    with FileReader(FileLimits(seconds=30.0)) as reader:
         readings = reader.read(path)
         for _ in range(6):
             assert next(readings).failure is None
-            time.sleep(0.5)
+            time.sleep(0.2)
         assert list(readings) == []
+    before_first_reply, *others = left[1:]
+    assert before_first_reply == 30.0 and others[0] - others[-1] < 0.6
 
 
 def test_a_reading_that_is_broken_off_leaves_no_answer_behind(tmp_path):
