@@ -1,4 +1,4 @@
-"""A contract's text as sentences, with offsets: for spans that people would mark, which are sentences and items of lists.
+"""A contract's text as sentences with offsets, items of lists included: what people mark in contracts is mostly that.
 
 Not handled: other languages' abbreviations; a sentence that goes on after a page number is cut there.
 """

@@ -12,17 +12,17 @@ class RetrievalSettings:
     """How `Retrieve` ranks and what it adds; made for one embedder, so fit them again with another.
 
     `k` passages are chosen; `fusion` ("rrf" or "sum") joins the `depth` best by meaning and by words with their weights
-    (a weight of 0 leaves a ranking out); a reranker, where there is one, orders the `reranked` best anew. `opening` adds
-    the contract's first passage, `neighbours` so many passages before and after each chosen one, `definitions` at most
-    so many that define terms of the chosen ones. `route` first looks for the contract that a question of the whole index
-    names. Below `absence_threshold`, a cosine, the question counts as not answered there. `span_slope` and
+    (a weight of 0 leaves a ranking out); a reranker, where there is one, orders the `reranked` best anew. `opening`
+    adds the contract's first passage, `neighbours` so many passages before and after each chosen one, `definitions` at
+    most so many that define terms of the chosen ones. `route` first looks for the contract that a question of the whole
+    index names. Below `absence_threshold`, a cosine, the question counts as not answered there. `span_slope` and
     `span_offset` make a span's score a confidence (`modules.spans`). Raises ValueError.
     """
 
     k: int = 4
     fusion: str = "rrf"
     dense_weight: float = 1.0
-    lexical_weight: float = 1.0
+    lexical_weight: float = 1.5
     rrf_constant: float = 10.0
     depth: int = 200
     reranked: int = 32
