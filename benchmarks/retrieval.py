@@ -170,7 +170,7 @@ def inside_rows(
         return [*(hit.passage for hit in hits[: k - 1]), plain.passages(label.question.contract_id)[0]]
 
     def neighbours(label: Label, hits: Sequence[Hit], k: int) -> list[Passage]:
-        return [hit.passage for hit in with_neighbours(plain, hits, 1)][:k]
+        return [hit.passage for hit in with_neighbours(plain, hits[: -(-k // 3)], 1)][:k]
 
     def definitions(label: Label, hits: Sequence[Hit], k: int) -> list[Passage]:
         key, chosen = label.question.contract_id, [hit.passage for hit in hits[:k]]

@@ -1,7 +1,6 @@
-"""How much of the gold text is retrieved, and how much of the retrieved text is gold: in characters, as LegalBench-RAG.
+"""How much of the gold text is retrieved, and how much of the retrieved text is gold, in characters.
 
-Pipitone and Alami 2024, arXiv 2408.10343. The texts are spans of one library of contracts; characters count once however
-many spans hold them.
+As in LegalBench-RAG (Pipitone and Alami 2024, arXiv 2408.10343). A character counts once, however many spans hold it.
 """
 
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ Place = tuple[str, Span]
 
 
 def character_scores(gold: Iterable[Place], retrieved: Iterable[Place]) -> tuple[float, float]:
-    """(precision, recall) of one query, 0 to 1; precision is nan where nothing was retrieved, recall where gold is none."""
+    """(precision, recall) of one query, 0 to 1; nan precision where nothing is retrieved, nan recall where no gold is."""
     wanted, got = _united(gold), _united(retrieved)
     shared = sum(
         max(0, min(a.end, b.end) - max(a.start, b.start))
