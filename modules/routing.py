@@ -90,8 +90,9 @@ def route(router: Router, query: str, *, max_contracts: int = 3) -> Route:
     """
     named = _NAMED_FIRST.fullmatch(query)
     for match in (_by_words, _by_mention) if named else ():
-        if found := _nearly_best(match(router, named["name"]), max_contracts):
-            return Route(found, named["question"])
+        if scores := match(router, named["name"]):
+            found = _nearly_best(scores, max_contracts)
+            return Route(found, named["question"] if found else query)
     return Route(_nearly_best(_by_company(router, query), max_contracts), query)
 
 

@@ -12,7 +12,7 @@ Place = tuple[str, Span]
 
 
 def character_scores(gold: Iterable[Place], retrieved: Iterable[Place]) -> tuple[float, float]:
-    """(precision, recall) of one query, 0 to 1; nan precision where nothing is retrieved, nan recall where no gold is."""
+    """(precision, recall) of one query, 0 to 1; nan where nothing is retrieved and where there is no gold text."""
     wanted, got = _united(gold), _united(retrieved)
     shared = sum(
         max(0, min(a.end, b.end) - max(a.start, b.start))
