@@ -20,9 +20,9 @@ class RetrievalSettings:
     """
 
     k: int = 4
-    fusion: str = "rrf"
+    fusion: str = "sum"
     dense_weight: float = 1.0
-    lexical_weight: float = 1.5
+    lexical_weight: float = 0.7
     rrf_constant: float = 10.0
     depth: int = 200
     reranked: int = 32

@@ -53,8 +53,8 @@ def test_fusion_ranks_by_meaning_and_by_words(index, monkeypatch):
     )
     assert "Price" in dense[0].text and {p.heading for p in words} == {"2. Price", "8. Insurance"}
     assert set(fused) == set(dense) and set(fused[:2]) == set(words)
-    by_sum = [hit.passage for hit in rank(index, "insured price", ("Acme",), RetrievalSettings(fusion="sum"))]
-    assert set(by_sum[:2]) == set(words)
+    by_rank = rank(index, "insured price", ("Acme",), RetrievalSettings(fusion="rrf", lexical_weight=1.0))
+    assert {hit.passage for hit in by_rank[:2]} == set(words) and by_rank[0].score == pytest.approx(1 / 11 + 1 / 11)
     monkeypatch.setattr(retrieve, "search_words", lambda *_: pytest.fail("asked for words that weigh nothing"))
     assert [hit.passage for hit in rank(index, "insured price", ("Acme",), DENSE)] == dense
 
