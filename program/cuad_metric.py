@@ -86,7 +86,6 @@ def _curve(sums: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         precisions, recalls = tp / (tp + fp), tp / (tp + fn)
     front = np.ones((*tp.shape[:-1], 1))
     precisions = np.concatenate([front, precisions], axis=-1)
+    # fmax, as Python's max in evaluate.py: where nothing is predicted yet, the precision is that of what comes next.
     best = np.fmax.accumulate(precisions[..., ::-1], axis=-1)[..., ::-1]
-    # evaluate.py takes Python's max, which keeps a nan that comes first: no prediction at all, no area.
-    best = np.where(np.isnan(precisions[..., -1:]), np.nan, best)
     return best, np.concatenate([0 * front, recalls], axis=-1)

@@ -172,6 +172,7 @@ def test_overlap_reaches_back_within_a_clause_and_not_over_its_beginning():
     plain = cut_passages(Contract("c", text), max_chars=600 - 150)
     passages = cut_passages(Contract("c", text), overlap_chars=150)
     assert [passage.end for passage in passages] == [passage.end for passage in plain]
+    assert any(passage.text.startswith("7.4 Fees") for passage in passages)
     for before, passage in pairwise(passages):
         assert passage.text == text[passage.start : passage.end] and len(passage.text) <= 600
         if passage.text.startswith("7.4"):

@@ -9,7 +9,8 @@ CONTRACTS = {
     "ENERGOUSCORP_2017-EX-10-STRATEGIC ALLIANCE AGREEMENT": "STRATEGIC ALLIANCE AGREEMENT between Energous Corporation"
     ', a Delaware corporation ("Energous"), and Dialog Semiconductor (UK) Ltd. ("Dialog").',
     "ACMEINC_2019-EX-10-SUPPLY AGREEMENT": "SUPPLY AGREEMENT BETWEEN ACME TOOLS INC. AND BETA SOURCE LLC of Ohio",
-    "ACMEINC_2020-EX-10-LEASE AGREEMENT": 'LEASE AGREEMENT between Acme Tools Inc. ("Tenant") and Gamma Homes Ltd.',
+    "ACMEINC_2020-EX-10-LEASE AGREEMENT": 'LEASE AGREEMENT between Acme Tools Inc. ("Tenant") and Gamma Homes Ltd. '
+    "The indemnification is in 9.",
     "OTHER-LICENSE AGREEMENT": "LICENSE AGREEMENT by and between the persons listed in Schedule A",
 }
 TEXTS = {key: text + LAW for key, text in CONTRACTS.items()}
@@ -47,7 +48,7 @@ def test_a_company_named_elsewhere_leads_to_its_contracts(router):
     "query",
     [
         "In the event of default, who gets the source code?",
-        "Consider the governing law; which is it?",
+        "Consider the indemnification; is there a cap?",
         "Consider the agreement; which law governs?",
         "Is Microsoft a party?",
         "Consider the Microsoft agreement; which law governs?",
