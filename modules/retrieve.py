@@ -123,7 +123,7 @@ def rank(index: PassageIndex, query: str, contract_ids: Sequence[str], settings:
 
 
 def _rank_one(index: PassageIndex, query: str, contract_id: str | None, settings: RetrievalSettings) -> list[Hit]:
-    depth = settings.depth if contract_id is None else len(index.passages(contract_id))
+    depth = max(settings.depth, settings.k) if contract_id is None else len(index.passages(contract_id))
     weights = settings.dense_weight, settings.lexical_weight
     if settings.lexical_weight == 0:
         return list(index.search(query, depth, contract_id))

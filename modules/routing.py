@@ -68,7 +68,7 @@ class Router:
 
 
 def make_router(contracts: Mapping[str, Contract]) -> Router:
-    """A router over contracts by id; it takes about a millisecond a contract."""
+    """A router over contracts by id; it takes about five milliseconds a contract."""
     texts = {key: contract.text for key, contract in contracts.items()}
     openings = {key: _ends(text) for key, text in texts.items()}
     terms = {key: frozenset(_terms(key) | _terms(opening)) for key, opening in openings.items()}

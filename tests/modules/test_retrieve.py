@@ -136,6 +136,10 @@ def test_an_lm_writes_the_query_and_an_unreadable_one_is_not_used(index):
             assert program(question="price", contract_id="Acme").query == "price"
 
 
+def test_the_whole_index_gives_k_passages_however_few_are_fused(index):
+    assert len(Retrieve(index, settings=RetrievalSettings(k=3, depth=1))(question="escrow").passages) == 3
+
+
 def test_settings_beside_the_index_are_used_and_k_in_their_place(index):
     write_settings(index.folder, RetrievalSettings(k=3, opening=False))
     assert len(Retrieve(index)(question="law", contract_id="Acme").passages) == 3
