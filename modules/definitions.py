@@ -14,7 +14,8 @@ from corpora.types import Passage
 
 _TERM = r"[\"“](?P<term>[A-Z][^\"“”\n]{1,60}?),?[\"”]"
 _MEANS = re.compile(
-    rf"{_TERM}\s*(?:\([^)]{0, 200}\)\s*)?,?\s*(?:shall\s+|will\s+)?(?:means?\b|refers?\s+to\b|is\s+defined\b|ha(?:s|ve)\s+the\s+meaning)"
+    rf"{_TERM}\s*(?:\([^)]{{0,200}}\)\s*)?,?\s*(?:shall\s+|will\s+)?"
+    r"(?:means?\b|refers?\s+to\b|is\s+defined\b|ha(?:s|ve)\s+the\s+meaning)"
 )
 # X (the "Seller"), X ("Seller"), X (collectively, the "Goods"), X (hereinafter called "Buyer")
 _CALLED = re.compile(rf"\((?:[^()\"“”]{{0,60}}\s)?{_TERM}[^()]{{0,40}}\)")
