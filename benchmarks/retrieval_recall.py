@@ -1,9 +1,9 @@
-"""Share of answered questions whose gold spans are all retrieved, by query wording and with the opening or without.
+"""Share of answered questions whose gold spans are all retrieved, by wording, ranking and with the opening or without.
 
     python -m benchmarks.retrieval_recall                       # 15 generated contracts a house, five houses
     python -m benchmarks.retrieval_recall --corpus CUADv1.json --max-contracts 30
 
-One index, one run; only the query and what is added to the k nearest passages differ.
+One index, one run; only the query, the ranking and what is added to the k best passages differ.
 """
 
 import argparse
@@ -14,6 +14,8 @@ from corpora.cuad import bare_question, read_cuad
 from corpora.synthetic import write_corpus
 from corpora.types import Corpus, Label, Passage
 from modules.embedder import load_embedder
+from modules.retrieval_settings import RetrievalSettings
+from modules.retrieve import rank
 from modules.retriever import PassageIndex
 
 HOUSES = ("ashgrove", "greyfriars", "juniper", "lindqvist", "marlowe")
@@ -30,8 +32,16 @@ def recall_table(corpus: Corpus, index: PassageIndex) -> list[tuple[str, list[fl
     """(variant, share at each k) rows."""
     answered = [label for label in corpus.labels if label.spans]
     table = []
-    for wording, query in (("CUAD's question", str), ("without its frame", bare_question)):
-        hits = [index.search(query(a.question.text), max(K), a.question.contract_id) for a in answered]
+    dense, words = RetrievalSettings(lexical_weight=0.0), RetrievalSettings(dense_weight=0.0)
+    variants = (
+        ("CUAD's question", str, dense),
+        ("without its frame", bare_question, dense),
+        ("the same, BM25", bare_question, words),
+        ("the same, fused", bare_question, RetrievalSettings()),
+        ("the same, by rank", bare_question, RetrievalSettings(fusion="rrf", lexical_weight=1.0)),
+    )
+    for wording, query, settings in variants:
+        hits = [rank(index, query(a.question.text), (a.question.contract_id,), settings) for a in answered]
         for opening in (False, True):
             shares = []
             for k in K:
@@ -39,7 +49,7 @@ def recall_table(corpus: Corpus, index: PassageIndex) -> list[tuple[str, list[fl
                 for label, ranked in zip(answered, hits, strict=True):
                     passages = [hit.passage for hit in ranked[:k]]
                     if opening:
-                        passages.append(index.opening(query(label.question.text), label.question.contract_id).passage)
+                        passages.append(index.passages(label.question.contract_id)[0])
                     found += holds(label, passages)
                 shares.append(found / len(answered))
             table.append((wording + (" + opening" if opening else ""), shares))
@@ -51,12 +61,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, help="a CUADv1-format file; default: generated contracts")
     parser.add_argument("--max-contracts", type=int)
+    parser.add_argument("--per-house", type=int, default=15, help="generated contracts a house")
     parser.add_argument("--seed", type=int, default=5)
     args = parser.parse_args()
     if args.corpus:
         corpus = read_cuad(args.corpus, max_contracts=args.max_contracts)
     else:
-        corpus = write_corpus(HOUSES, 15 * len(HOUSES), seed=args.seed)
+        corpus = write_corpus(HOUSES, args.per_house * len(HOUSES), seed=args.seed)
     with tempfile.TemporaryDirectory() as folder:
         index = PassageIndex.build(corpus.contracts, folder=Path(folder) / "index", embedder=load_embedder())
         table = recall_table(corpus, index)

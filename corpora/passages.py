@@ -10,170 +10,112 @@ Not handled: tables of contents (their lines look like clauses), tables (their r
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
+from corpora.clauses import TEXT, Unit, find_units, name_units
 from corpora.errors import CorpusError
 from corpora.types import Contract, Passage
 
 _SMALL_CHARS = 150
-_TITLE_CHARS = 100
-# Lines of running text wrapped at a column are shorter than this; a longer line is a paragraph of its own.
-_WRAPPED_CHARS = 150
-_LINE = re.compile(r"\S[^\n\r\f\u2028]*")
-_BREAKS = re.compile(r"\n\s*\n|\f|\u2028")
-_SENTENCE_OVER = re.compile(r"(?:[.;:!?][\"”')]?|\b(?:and|or))\Z")
-_PAGE = re.compile(r"(?:page\b)?\W{0,3}\d{1,3}(?:\s{0,3}of\s{0,3}\d{1,3})?\W{0,3}\Z", re.I)
-# How a clause begins, in the order tried, and its level: a part holds sections, a section holds deeper ones (the level
-# is how many numbers it has), those hold lettered ones, and all hold plain text.
-_PART, _SECTION, _LETTERED, _TEXT = 0, 1, 8, 9
-_MARKERS = (
-    (_PART, re.compile(r"(?:ARTICLE|Article|PART|Part|CHAPTER|Chapter)\s{1,9}(?:[IVXLC]{1,7}|\d{1,3})\b[.:]?")),
-    (
-        _PART,
-        re.compile(
-            r"(?:SCHEDULE|Schedule|EXHIBIT|Exhibit|ANNEX|Annex|APPENDIX|Appendix)\s{1,9}[A-Z0-9](?:-?\d{1,2})?\b"
-        ),
-    ),
-    (_PART, re.compile(r"(?:[IVX]{2,6}|[IVX])\.(?=\s{1,9}[A-Z])")),
-    (
-        _SECTION,
-        re.compile(
-            r"(?:(?:SECTION|Section|CLAUSE|Clause)\s{1,9}|(?:Sec|Art)\.\s{0,9}|§\s{0,9})"
-            r"\d{1,3}(?:\.\s?\d{1,3})*[.:]?(?:\s{0,3}\(\w{1,4}\))?"
-        ),
-    ),
-    (_SECTION, re.compile(r"(?:[A-Z]|[IVX]{1,6})(?:\.\d{1,3}){1,3}\.?(?=\s)")),
-    (_SECTION, re.compile(r"\d{1,3}(?:\.\s?\d{1,3})+\.?(?=\s)|\d{1,2}\.(?=\s)|\d{1,2}(?=\s{1,9}[A-Z][A-Z])")),
-    (_LETTERED, re.compile(r"\(\s?(?:[a-zA-Z]{1,2}|[ivxIVX]{1,5}|\d{1,2})\s?\)|(?:[a-zA-Z]|[ivx]{1,4})[.)](?=\s)")),
-)
-_DEPTH = re.compile(r"\d+|\([a-z]")
-_TITLE_END = re.compile(r"[.:;](?=\s|\Z)|[\n\r\f]|\s{3,}|\s[-–—]+\s|\s-{2,}")
-_WORD = re.compile(r"[^\W_]")
-# In flattened filings a clause often begins inside a line: behind a sentence's end, or behind a gap.
-_INSIDE = re.compile(
-    r"(?:(?<=[.;:])|(?<=[.;:][\"”)])|(?<!\s)(?=\s\s))\s+"
-    r"(?=(?:(?:ARTICLE|SECTION|Section)\s+[IVXLC\d]+\.|\d{1,2}(?:\.\s?\d{1,2}){1,3}\.?\s+[A-Z\"“(]"
-    r"|\d{1,2}\.\s+[A-Z]|\d{1,2}\s+[A-Z]{4}))"
-)
 _CUT_HERE = re.compile(
     r"(?:(?<=[.;?!])|(?<=[.;?!][\"”')]))\s+(?=[A-Z0-9\"“'(])|(?<=[;:,\w])\s+(?=\((?:[a-z]{1,2}|[ivx]{1,5}|\d)\)\s)"
 )
+_PAGE = re.compile(r"(?:page\b)?\W{0,3}\d{1,3}(?:\s{0,3}of\s{0,3}\d{1,3})?\W{0,3}\Z", re.I)
 _SPACE = re.compile(r"\s+")
 
-
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    """A paragraph before it is joined, cut and merged; `title_only` where a heading stands by itself."""
-
-    start: int
-    end: int
-    level: int
-    heading: str
-    titled: bool = False
-    title_only: bool = False
+# Passages to the number of tokens that an embedder reads of each.
+CountTokens = Callable[[Sequence[Passage]], Sequence[int]]
 
 
-def cut_passages(contract: Contract, *, max_chars: int = 600) -> tuple[Passage, ...]:
-    """Cut a contract into passages of at most `max_chars` characters that cover its text once, in order, without gaps.
+def cut_passages(
+    contract: Contract,
+    *,
+    max_chars: int = 600,
+    overlap_chars: int = 0,
+    heading_path: bool = False,
+    count_tokens: CountTokens | None = None,
+    max_tokens: int | None = None,
+) -> tuple[Passage, ...]:
+    """Cut a contract into passages of at most `max_chars` characters that cover its text in order, without gaps.
 
     A numbered paragraph is a passage; a heading by itself goes with the paragraph behind it; what is under 150
     characters goes with the next where both fit; what is too long is cut at sentence ends and list items, else at
-    spaces, else anywhere. `heading` is the clause's number and title; a clause without a title has that of the clause
-    above it and its own number. Time is linear in the text. Raises CorpusError for an empty text and for `max_chars`
-    below 1.
+    spaces, else anywhere. Every character is in one passage, but with `overlap_chars` a passage that goes on with its
+    clause begins up to so many characters earlier, at a sentence if there is one. `heading` is the clause's number and
+    title; a clause without a title has that of the clause above it and its own number; with `heading_path` it is led by
+    the headings around it ("ARTICLE IV. TERM > 4.1 Duration"). With `count_tokens` and `max_tokens` no passage counts
+    more than those. Time is linear in the text. Raises CorpusError for an empty text, for a `max_chars` below 1, for
+    an overlap that leaves no room, and for a character that alone counts more than `max_tokens`.
     """
     if not contract.text:
         raise CorpusError(f"contract {contract.id!r} has no text. Give it its text, or leave it out.")
     if max_chars < 1:
         raise CorpusError(f"max_chars is {max_chars}; it must be 1 or more.")
-    units = _join_titles(_name(_units(contract.text)), max_chars)
-    pieces = (piece for unit in units for piece in _cut(contract.text, unit, max_chars))
-    return tuple(
-        Passage(
-            id=f"{contract.id}:{unit.start}-{unit.end}",
-            contract_id=contract.id,
-            start=unit.start,
-            end=unit.end,
-            text=contract.text[unit.start : unit.end],
-            heading=unit.heading,
-        )
-        for unit in _merge(contract.text, pieces, max_chars)
+    if not 0 <= overlap_chars < max_chars:
+        raise CorpusError(f"overlap_chars is {overlap_chars}; it must be 0 or more, and below max_chars ({max_chars}).")
+    if (count_tokens is None) != (max_tokens is None) or (max_tokens is not None and max_tokens < 1):
+        raise CorpusError(f"max_tokens is {max_tokens}; give it (1 or more) and count_tokens together, or neither.")
+    text, room = contract.text, max_chars - overlap_chars
+    units = list(_join_titles(name_units(find_units(text), path=heading_path), room))
+    pieces = list(_merge(text, (piece for unit in units for piece in _cut(text, unit, room)), room))
+    if overlap_chars:
+        pieces = _overlap(text, pieces, {unit.start for unit in units}, overlap_chars)
+    if count_tokens is None or max_tokens is None:
+        return tuple(_passage(contract, piece) for piece in pieces)
+    return _within_tokens(contract, pieces, count_tokens, max_tokens)
+
+
+def _passage(contract: Contract, unit: Unit) -> Passage:
+    return Passage(
+        id=f"{contract.id}:{unit.start}-{unit.end}",
+        contract_id=contract.id,
+        start=unit.start,
+        end=unit.end,
+        text=contract.text[unit.start : unit.end],
+        heading=unit.heading,
     )
 
 
-def _units(text: str) -> Iterator[_Unit]:
-    """Paragraphs, each with its own number and title as its heading."""
-    starts, before = [0], None
-    for line in _LINE.finditer(text):
-        if before is None or _begins(text, before, line):
-            starts.append(line.start())
-        starts.extend(match.end() for match in _INSIDE.finditer(text, line.start(), line.end()))
-        before = line
-    for start, end in pairwise([*dict.fromkeys(starts), len(text)]):
-        yield _head(text, start, end)
+def _overlap(text: str, pieces: list[Unit], clause_starts: set[int], overlap_chars: int) -> list[Unit]:
+    """Each piece that does not begin a clause begins earlier: at a sentence, else a word, within `overlap_chars`."""
+    reaching = pieces[:1]
+    for before, piece in pairwise(pieces):
+        if piece.start not in clause_starts:
+            first = max(before.start, piece.start - overlap_chars)
+            cuts = _CUT_HERE.finditer(text, first, piece.start), _SPACE.finditer(text, first, piece.start)
+            starts = [next((match.end() for match in found), piece.start) for found in cuts]
+            piece = replace(piece, start=next((start for start in starts if start < piece.start), first))
+        reaching.append(piece)
+    return reaching
 
 
-def _begins(text: str, before: re.Match[str], line: re.Match[str]) -> bool:
-    """Whether a line begins a paragraph, rather than going on with the one of the line before."""
-    above = before[0].rstrip()
-    if len(above) > _WRAPPED_CHARS or _BREAKS.search(text, before.end(), line.start()):
-        return True
-    # In wrapped text a line can begin with "Section 5.2" in mid-sentence.
-    if not _SENTENCE_OVER.search(above[-5:]) and not _head(text, *before.span()).title_only:
-        return False
-    return _head(text, *line.span()).level != _TEXT
+def _within_tokens(
+    contract: Contract, pieces: Sequence[Unit], count_tokens: CountTokens, max_tokens: int
+) -> tuple[Passage, ...]:
+    """Passages of the pieces, those with too many tokens cut again and again until they fit."""
+    fitting: list[Passage] = []
+    while pieces:
+        passages, too_long = [_passage(contract, piece) for piece in pieces], []
+        for piece, passage, n_tokens in zip(pieces, passages, count_tokens(passages), strict=True):
+            if n_tokens <= max_tokens:
+                fitting.append(passage)
+            elif len(passage.text) == 1:
+                raise CorpusError(
+                    f"contract {contract.id!r}: with its heading {passage.heading!r} the character at {passage.start} "
+                    f"counts {n_tokens} tokens; {max_tokens} are allowed. Allow more, or embed no headings."
+                )
+            else:
+                n_pieces = max(2, -(-n_tokens // max_tokens))
+                too_long.extend(_cut(contract.text, piece, -(-len(passage.text) // n_pieces)))
+        pieces = too_long
+    return tuple(sorted(fitting, key=lambda passage: (passage.start, passage.end)))
 
 
-def _head(text: str, start: int, end: int) -> _Unit:
-    """The unit with its level, and with the number and title that stand at its beginning as its heading."""
-    opening = text[start : min(end, start + 2 * _TITLE_CHARS)]
-    level, number = next(
-        ((level, found[0]) for level, marker in _MARKERS if (found := marker.match(opening))), (_TEXT, "")
-    )
-    rest = opening[len(number) :].lstrip()
-    over = _TITLE_END.search(rest)
-    title = " ".join(rest[: over.start() if over else len(rest)].split()).strip(" -–")
-    # Behind a number, a line of its own is a title however it is capitalised.
-    own_line = bool(number and over and over[0] == "\n" and title[:1].isupper())
-    title = title if len(title) <= _TITLE_CHARS and (own_line or _is_title(title)) else ""
-    behind = start + len(opening) - len(rest) + (over.end() if over else len(rest)) if title else start + len(number)
-    alone = bool(number or title) and not _WORD.search(text, behind, end)
-    if level == _SECTION:
-        level = min(len(_DEPTH.findall(number)), _LETTERED - 1)
-    elif not number and title.isupper() and (alone or over):
-        level = _PART if alone else _SECTION
-    elif not number and len(title) > 3 and over and over[0] == "." and not alone:
-        level = _SECTION
-    if level == _TEXT:
-        return _Unit(start, end, _TEXT, "")
-    return _Unit(start, end, level, " ".join([*number.split(), title]).strip(), bool(title), alone)
-
-
-def _is_title(text: str) -> bool:
-    """Whether words are capitalised as in a title: all but those as short as articles and prepositions."""
-    words = re.findall(r"[^\W\d_]+", text)
-    if not words or not words[0][0].isupper() or max(map(len, words)) < 3 or len(words[-1]) == 1:
-        return False
-    return all(word[0].isupper() for word in words if len(word) > 3)
-
-
-def _name(units: Iterable[_Unit]) -> Iterator[_Unit]:
-    """Give text the heading it stands under, and a clause without a title that heading before its own number."""
-    above: dict[int, str] = {}
-    for unit in units:
-        above = {level: heading for level, heading in above.items() if level < unit.level}
-        parent = next(reversed(above.values()), "")
-        heading = unit.heading if unit.titled else f"{parent} {unit.heading}".strip()
-        if unit.level != _TEXT:
-            above[unit.level] = heading
-        yield replace(unit, heading=heading)
-
-
-def _join_titles(units: Iterable[_Unit], max_chars: int) -> Iterator[_Unit]:
+def _join_titles(units: Iterable[Unit], max_chars: int) -> Iterator[Unit]:
     """Put headings that stand by themselves with what follows them; a run of them ends at half a passage."""
-    title: _Unit | None = None
+    title: Unit | None = None
     for unit in units:
         if title is not None and unit.start - title.start <= max_chars // 2:
             unit = replace(unit, start=title.start, heading=unit.heading or title.heading)
@@ -186,7 +128,7 @@ def _join_titles(units: Iterable[_Unit], max_chars: int) -> Iterator[_Unit]:
         yield title
 
 
-def _cut(text: str, unit: _Unit, max_chars: int) -> Iterator[_Unit]:
+def _cut(text: str, unit: Unit, max_chars: int) -> Iterator[Unit]:
     """The unit in pieces of about the same length, none above `max_chars`."""
     if unit.end - unit.start <= max_chars:
         yield unit
@@ -217,12 +159,12 @@ def _nearest(positions: list[int], aim: int, first: int, last: int) -> int | Non
     return min(positions[max(low, at - 1) : min(high, at + 1)], key=lambda position: abs(position - aim), default=None)
 
 
-def _merge(text: str, pieces: Iterable[_Unit], max_chars: int) -> Iterator[_Unit]:
+def _merge(text: str, pieces: Iterable[Unit], max_chars: int) -> Iterator[Unit]:
     """Small pieces with the next one, and what goes on in mid-sentence (or is a page number) with the one before."""
-    whole: _Unit | None = None
+    whole: Unit | None = None
     for piece in pieces:
         if whole is not None and piece.end - whole.start <= max_chars and _belong(text, whole, piece):
-            clause = piece if whole.level == _TEXT else whole
+            clause = piece if whole.level == TEXT else whole
             whole = replace(clause, start=whole.start, end=piece.end, heading=clause.heading or whole.heading)
             continue
         if whole is not None:
@@ -232,7 +174,7 @@ def _merge(text: str, pieces: Iterable[_Unit], max_chars: int) -> Iterator[_Unit
         yield whole
 
 
-def _belong(text: str, before: _Unit, piece: _Unit) -> bool:
+def _belong(text: str, before: Unit, piece: Unit) -> bool:
     here = text[piece.start : piece.end].strip()
     small = len(text[before.start : before.end].strip()) < _SMALL_CHARS
-    return small or not here or (piece.level == _TEXT and (here[0].islower() or bool(_PAGE.match(here))))
+    return small or not here or (piece.level == TEXT and (here[0].islower() or bool(_PAGE.match(here))))

@@ -16,20 +16,20 @@ def locate(quote: str, passages: Sequence[Passage]) -> Quote | None:
     if not words:
         return None
     pattern = re.compile(r"\s+".join(map(re.escape, words)))
-    for contract_id, start, text in _stretches(passages):
+    for contract_id, start, text in stretches(passages):
         match = pattern.search(text)
         if match:
             return Quote(match.group(), contract_id, start + match.start(), start + match.end())
     return None
 
 
-def _stretches(passages: Sequence[Passage]) -> list[tuple[str, int, str]]:
-    """(contract id, offset, text) of each maximal run of passages without a gap."""
+def stretches(passages: Sequence[Passage]) -> list[tuple[str, int, str]]:
+    """(contract id, offset, text) of each maximal run of passages without a gap; what overlaps is there once."""
     runs: list[tuple[str, int, str]] = []
-    for passage in sorted(passages, key=lambda p: (p.contract_id, p.start)):
-        if runs and runs[-1][0] == passage.contract_id and runs[-1][1] + len(runs[-1][2]) == passage.start:
+    for passage in sorted(passages, key=lambda p: (p.contract_id, p.start, p.end)):
+        if runs and runs[-1][0] == passage.contract_id and passage.start <= runs[-1][1] + len(runs[-1][2]):
             contract_id, start, text = runs.pop()
-            runs.append((contract_id, start, text + passage.text))
+            runs.append((contract_id, start, text + passage.text[start + len(text) - passage.start :]))
         else:
             runs.append((passage.contract_id, passage.start, passage.text))
     return runs

@@ -63,6 +63,23 @@ def write_about(folder: Path, about: dict[str, Any]) -> None:
     _write_json(folder / "index.json", about | {"format": _FORMAT})
 
 
+def read_retrieval(folder: Path) -> dict[str, Any]:
+    """`retrieval.json`, the fitted numbers of retrieval; {} where there is none, StoreError where it is damaged."""
+    path = folder / "retrieval.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}). Correct or delete it.") from error
+    if not isinstance(settings, dict):
+        raise StoreError(f"{path} holds a {type(settings).__name__}, not keys and values. Correct or delete it.")
+    return settings
+
+
+def write_retrieval(folder: Path, settings: dict[str, Any]) -> None:
+    """Replace `retrieval.json`."""
+    _write_json(folder / "retrieval.json", settings)
+
+
 def write_contract(folder: Path, stored: Stored, *, complete: bool) -> None:
     """Replace the contract's file; `complete=False` while its vectors are being written."""
     cuts = [[passage.start, passage.end, passage.heading] for passage in stored.passages]

@@ -1,32 +1,31 @@
-"""Passages by meaning: an index of contracts in one folder, and the DSPy module that asks it.
+"""Passages by meaning: an index of contracts in one folder.
 
 The folder holds the vectors in `chroma/` and everything else as `modules.index_files` says; all of it can be built
 again from the contracts. One real hit, for the question about "Governing Law":
 
     Hit(Passage(id="ashgrove-2019-0007:9120-9311", ..., heading="8.2 Governing Law"), score=0.61)
 
-Not handled: word search (BM25), more contracts than fit in memory as text.
+Not handled: word search (`modules.lexical`), more contracts than fit in memory as text.
 """
 
 import threading
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import chromadb
-import dspy
 import numpy as np
 from chromadb.config import Settings
 from tqdm.auto import tqdm
 
-from corpora.cuad import bare_question
 from corpora.passages import cut_passages
 from corpora.types import Contract, Passage
+from modules.embedding import Embedder, embed, embedded_text, folded, token_counter, unit_vectors
 from modules.index_files import (
     Stored,
     StoreError,
@@ -39,7 +38,7 @@ from modules.index_files import (
     write_contract,
 )
 
-__all__ = ["Embedder", "Hit", "PassageIndex", "Retrieve", "StoreError"]
+__all__ = ["Embedder", "Hit", "PassageIndex", "StoreError"]
 
 _PROBE = "This Agreement shall be governed by the laws of the State of New York."
 _BATCH_PASSAGES = 256
@@ -51,19 +50,13 @@ _CACHED_CONTRACTS = 512
 _CACHED_QUERIES = 4096
 # Chroma's defaults miss stored vectors; these gave 0 self-misses in 900. Cosine is what the embedder is trained for.
 _HNSW = {"hnsw": {"space": "cosine", "ef_construction": 200, "ef_search": 400, "max_neighbors": 32}}
-# A fast tokenizer serves one thread at a time.
-_embedding = threading.Lock()
-
-
-class Embedder(Protocol):
-    """What is used of a SentenceTransformer."""
-
-    def encode(self, sentences: list[str], **kwargs: Any) -> np.ndarray: ...
+# How contracts are cut and embedded; an index of before such a setting existed has its default.
+_CUT = {"max_chars": 600, "overlap_chars": 0, "embed_headings": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage and its cosine similarity to the query, -1 to 1."""
+    """A passage and its score: from an index its cosine similarity to the query, -1 to 1."""
 
     passage: Passage
     score: float
@@ -98,24 +91,34 @@ class PassageIndex:
         folder: Path | str,
         embedder: Embedder,
         max_chars: int = 600,
+        overlap_chars: int = 0,
+        embed_headings: bool = False,
         progress: bool = True,
     ) -> "PassageIndex":
         """Index `contracts` in `folder`, made if it is not there; an interrupted build goes on where it stopped.
 
-        Contracts already in the folder stay. Raises StoreError if it was built with other settings.
+        Passages are cut by `cut_passages`, none longer than what the embedder reads; with `embed_headings` each is
+        embedded behind the headings that it stands under. Contracts already in the folder stay. Raises StoreError if it
+        was built with other settings.
         """
+        asked = {"max_chars": max_chars, "overlap_chars": overlap_chars, "embed_headings": embed_headings}
         folder = Path(folder).resolve()
         (folder / "contracts").mkdir(parents=True, exist_ok=True)
         with locked(folder):
             if not (folder / "index.json").exists():
-                probe = [round(float(x), 6) for x in _embed(embedder, [_PROBE])[0]]
-                about = {"max_chars": max_chars, "generation": uuid.uuid4().hex, "probe": probe}
-                write_about(folder, about)
+                probe = [round(float(x), 6) for x in embed(embedder, [_PROBE])[0]]
+                max_tokens = getattr(embedder, "max_seq_length", None)
+                own = {"max_tokens": max_tokens, "generation": uuid.uuid4().hex, "probe": probe}
+                write_about(folder, asked | own)
         index = cls.open(folder, embedder)
-        if index.max_chars != max_chars:
+        if index.cut != asked:
+            made, wanted = (
+                ", ".join(f"{key}={cut[key]}" for key in asked if index.cut[key] != asked[key])
+                for cut in (index.cut, asked)
+            )
             raise StoreError(
-                f"the index in {folder} has passages of at most {index.max_chars} characters, and {max_chars} were "
-                "asked for. Ask for the same, or build in another folder."
+                f"the index in {folder} was built with {made}, and {wanted} was asked for. Ask for the same, or build "
+                "in another folder."
             )
         index.add(contracts, progress=progress)
         return index
@@ -125,7 +128,7 @@ class PassageIndex:
         """The index in `folder`; StoreError if there is none, or if `embedder` is not the one it was built with."""
         folder = Path(folder).resolve()
         about = read_about(folder)
-        likeness = _likeness(about["probe"], _embed(embedder, [_PROBE])[0])
+        likeness = _likeness(about["probe"], embed(embedder, [_PROBE])[0])
         if likeness < 0.999:
             raise StoreError(
                 f"the index in {folder} was built with another embedder (one sentence's two vectors have a cosine of "
@@ -174,8 +177,9 @@ class PassageIndex:
             # Chroma's own copy of the vectors is as old as its client: writing with an old one would lose the others.
             self.refresh()
             self._replace_places(wanted.values())
+            count_tokens = token_counter(self._embedder) if self._max_tokens else None
             cuts = [
-                Stored(contract, cut_passages(contract, max_chars=self.max_chars))
+                Stored(contract, self._cut_passages(contract, count_tokens))
                 for contract in wanted.values()
                 if contract.id not in self._stored or self._stored[contract.id].contract.text != contract.text
             ]
@@ -231,9 +235,18 @@ class PassageIndex:
         """The contract as it was added, its places with it; StoreError if it is not in the index."""
         return self._get(contract_id).contract
 
+    @property
+    def contents(self) -> Mapping[str, Stored]:
+        """The contracts and their passages by id; a new mapping after every change, and never changed itself."""
+        return self._stored
+
     def contract_text(self, contract_id: str) -> str:
         """The text that the offsets of the contract's passages count in; StoreError if it is not in the index."""
         return self._get(contract_id).contract.text
+
+    def passages(self, contract_id: str) -> tuple[Passage, ...]:
+        """The contract's passages in its order, the same tuple until it changes; StoreError if it is not there."""
+        return self._get(contract_id).passages
 
     def search(self, query: str, k: int = 4, contract_id: str | None = None) -> tuple[Hit, ...]:
         """The `k` passages nearest to `query`, best first, of one contract or of all; fewer only if there are fewer."""
@@ -264,7 +277,9 @@ class PassageIndex:
         """Read the folder, and open Chroma on it anew."""
         self._release()
         about = read_about(self.folder)
-        self.max_chars, self._generation = about["max_chars"], about["generation"]
+        self._generation = about["generation"]
+        self.cut = {key: about.get(key, default) for key, default in _CUT.items()}
+        self._max_tokens = about.get("max_tokens")
         self._stored = {stored.contract.id: stored for stored in read_contracts(self.folder)}
         self._vectors.clear()
         client = chromadb.PersistentClient(str(self.folder / "chroma"), Settings(anonymized_telemetry=False))
@@ -274,6 +289,24 @@ class PassageIndex:
         # embedding_function=None: Chroma's own would download a model.
         self._collection = client.get_or_create_collection("passages", embedding_function=None, configuration=_HNSW)
         self._max_add = client.get_max_batch_size()
+
+    def _cut_passages(
+        self, contract: Contract, count_tokens: Callable[[list[str]], list[int]] | None
+    ) -> tuple[Passage, ...]:
+        bound: dict[str, Any] = {}
+        if count_tokens is not None:
+            bound["max_tokens"] = self._max_tokens
+            bound["count_tokens"] = lambda passages: count_tokens([self._embedded_text(p) for p in passages])
+        return cut_passages(
+            contract,
+            max_chars=self.cut["max_chars"],
+            overlap_chars=self.cut["overlap_chars"],
+            heading_path=self.cut["embed_headings"],
+            **bound,
+        )
+
+    def _embedded_text(self, passage: Passage) -> str:
+        return embedded_text(passage) if self.cut["embed_headings"] else folded(passage.text)
 
     def _new_generation(self) -> None:
         self._generation = uuid.uuid4().hex
@@ -312,7 +345,7 @@ class PassageIndex:
         slices = []
         for i in range(0, len(passages), _SLICE_PASSAGES):
             some = passages[i : i + _SLICE_PASSAGES]
-            slices.append(_embed(self._embedder, [passage.text for passage in some]))
+            slices.append(embed(self._embedder, [self._embedded_text(passage) for passage in some]))
             on_passages(len(some))
         vectors = np.concatenate(slices)
         fresh = {stored.contract.id: stored for stored in batch}
@@ -353,7 +386,7 @@ class PassageIndex:
             found = {query: self._queries[query] for query in queries if query in self._queries}
         new = [query for query in dict.fromkeys(queries) if query not in found]
         if new:
-            found.update(zip(new, _embed(self._embedder, new), strict=True))
+            found.update(zip(new, embed(self._embedder, new), strict=True))
             with self._store_lock:
                 self._queries.update((query, found[query]) for query in new)
                 while len(self._queries) > _CACHED_QUERIES:
@@ -405,42 +438,8 @@ class PassageIndex:
                 yield Hit(passage, 1.0 - float(distance))
 
 
-class Retrieve(dspy.Module):
-    """The `k` passages nearest to a question, and the opening of the contract that it is put to.
-
-    `Prediction(passages=[Passage, ...], scores=[float, ...])`, best first, the opening last unless it is among them.
-    Title, parties and date stand in the opening, and no question is near it: on generated contracts it takes the share
-    of answers that are retrieved from 0.74 to 0.90 at k=4 (benchmarks/LOG.md). CUAD's question frame is left out of the
-    query. The index is no part of the saved state: give it again when a saved program is loaded.
-    """
-
-    def __init__(self, index: PassageIndex, k: int = 4) -> None:
-        super().__init__()
-        self.index, self.k = index, k
-
-    def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:
-        """Search one contract, or all of them (then without an opening) for None; StoreError as the index raises it."""
-        query = bare_question(question)
-        hits = self.index.search(query, self.k, contract_id)
-        if contract_id is not None:
-            opening = self.index.opening(query, contract_id)
-            hits += (opening,) if opening.passage.id not in {hit.passage.id for hit in hits} else ()
-        return dspy.Prediction(passages=[hit.passage for hit in hits], scores=[hit.score for hit in hits])
-
-
-def _embed(embedder: Embedder, texts: list[str]) -> np.ndarray:
-    """Unit vectors, float32 [len(texts), D]; white space is folded, so that page layout does not count."""
-    folded = [" ".join(text.split()) for text in texts]
-    with _embedding:
-        return _unit(np.asarray(embedder.encode(folded, batch_size=32, show_progress_bar=False), dtype=np.float32))
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-
-
 def _likeness(probe: list[float], vector: np.ndarray) -> float:
-    return float(_unit(np.array(probe, dtype=np.float32)) @ vector) if len(probe) == len(vector) else 0.0
+    return float(unit_vectors(np.array(probe, dtype=np.float32)) @ vector) if len(probe) == len(vector) else 0.0
 
 
 def _best(passages: tuple[Passage, ...], scores_P: np.ndarray, k: int) -> tuple[Hit, ...]:

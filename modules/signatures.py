@@ -37,6 +37,13 @@ class CompareAnswers(dspy.Signature):
     better: str = dspy.OutputField(desc="the better answer, copied with its letter")
 
 
+class WriteSearchQuery(dspy.Signature):
+    """Write what to search a contract for, so that the clause that answers the question is found."""
+
+    question: str = dspy.InputField(desc="what the reviewer asks")
+    query: str = dspy.OutputField(desc="words that the clause would use")
+
+
 def number_passages(texts: list[str]) -> str:
     """The `passages` field: each text behind its number, white space folded so that a passage is one line."""
     return "\n".join(f"[{i}] {' '.join(text.split())}" for i, text in enumerate(texts, start=1))

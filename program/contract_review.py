@@ -2,7 +2,8 @@
 
 import dspy
 
-from modules.retriever import PassageIndex, Retrieve
+from modules.retrieve import Retrieve
+from modules.retriever import PassageIndex
 from modules.reviewer import Reviewer
 
 

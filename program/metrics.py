@@ -65,13 +65,18 @@ def cuad_match(predicted: Sequence[str], gold: Sequence[str], parties: bool = Fa
     With `parties` (CUAD's category "Parties") a gold text contained in a prediction matches too. Both
     empty gives (0, 0, 0). Source: CUAD's evaluate.py (Hendrycks 2021). An empty gold text raises ValueError.
     """
-    if "" in gold:
-        raise ValueError(f"cuad_match: gold spans {list(gold)!r} hold an empty text; a span has at least one character")
-    matches = np.array(
-        [[cuad_jaccard(p, g) >= CUAD_JACCARD or (parties and g in p) for g in gold] for p in predicted], dtype=bool
-    ).reshape(len(predicted), len(gold))
+    matches = cuad_matches(predicted, gold, parties)
     tp = int(matches.any(axis=0).sum())
     return tp, int((~matches.any(axis=1)).sum()), len(gold) - tp
+
+
+def cuad_matches(predicted: Sequence[str], gold: Sequence[str], parties: bool = False) -> np.ndarray:
+    """Which predicted text matches which gold span, bool (P, G); as in `cuad_match`."""
+    if "" in gold:
+        raise ValueError(f"cuad_match: gold spans {list(gold)!r} hold an empty text; a span has at least one character")
+    return np.array(
+        [[cuad_jaccard(p, g) >= CUAD_JACCARD or (parties and g in p) for g in gold] for p in predicted], dtype=bool
+    ).reshape(len(predicted), len(gold))
 
 
 def cuad_scores(counts: Iterable[Counts]) -> dict[str, float]:

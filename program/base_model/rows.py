@@ -100,7 +100,7 @@ def gold(sheet: Sheet, label: Label) -> tuple[list[str], str]:
 def retrieve(sheet: Sheet, index: int, k: int, rng: Random, *, force: float = 0.93) -> list[Passage]:
     """About the `k` passages most like question `index`, in document order; gold ones forced in with that probability.
 
-    Three times out of four the contract's opening comes on top of them, as in `modules.retriever.Retrieve`.
+    Three times out of four the contract's opening comes on top of them, as in `modules.retrieve.Retrieve`.
     """
     scores = sheet.similarity_QP[index] + np.array([rng.gauss(0, 0.04) for _ in sheet.passages])
     order = [sheet.passages[i] for i in np.argsort(-scores)]

@@ -143,3 +143,59 @@ def test_real_contracts():
     passages = [passage for contract in read_cuad(path).contracts[::8] for passage in cut(contract.text)]
     assert sum(len(passage.text) < 150 for passage in passages) < 0.05 * len(passages)
     assert sum(bool(passage.heading) for passage in passages) > 0.9 * len(passages)
+
+
+def words(passages):
+    return [len(f"{passage.heading} {passage.text}".split()) for passage in passages]
+
+
+def test_no_passage_counts_more_tokens_than_allowed_and_the_rest_is_cut_as_before():
+    text = f"1.1 Fees. {LONG}\n\n1.2 {'a b c d e f g h ' * 30}\n\n1.3 Term. {LONG}"
+    before = cut(text)
+    bounded = cut_passages(Contract("c", text), count_tokens=words, max_tokens=50)
+    assert max(words(before)) > 50 >= max(words(bounded))
+    assert "".join(passage.text for passage in bounded) == text
+    kept = [passage for passage, n in zip(before, words(before), strict=True) if n <= 50]
+    assert len(kept) == 2 and set(kept) < set(bounded)
+
+
+def test_one_character_above_the_bound_is_an_error_and_no_endless_cutting():
+    with pytest.raises(CorpusError, match="counts 9 tokens; 8 are allowed"):
+        cut_passages(Contract("c", "x" * 700), count_tokens=lambda passages: [9] * len(passages), max_tokens=8)
+    for bound in ({"max_tokens": 8}, {"count_tokens": words}, {"max_tokens": 0, "count_tokens": words}):
+        with pytest.raises(CorpusError, match="max_tokens is"):
+            cut_passages(Contract("c", "text"), **bound)
+
+
+def test_overlap_reaches_back_within_a_clause_and_not_over_its_beginning():
+    text = f"7.3 Delivery. {LONG * 12}\n\n7.4 Fees. {LONG * 2}"
+    plain = cut_passages(Contract("c", text), max_chars=600 - 150)
+    passages = cut_passages(Contract("c", text), overlap_chars=150)
+    assert [passage.end for passage in passages] == [passage.end for passage in plain]
+    assert any(passage.text.startswith("7.4 Fees") for passage in passages)
+    for before, passage in pairwise(passages):
+        assert passage.text == text[passage.start : passage.end] and len(passage.text) <= 600
+        if passage.text.startswith("7.4"):
+            assert passage.start == before.end
+        else:
+            assert before.start < passage.start and 0 < before.end - passage.start <= 150
+            assert passage.text.startswith("The Supplier")
+    unbroken = cut_passages(Contract("c", "a" * 2000), overlap_chars=100)
+    assert [before.end - after.start for before, after in pairwise(unbroken)] == [100] * (len(unbroken) - 1)
+    with pytest.raises(CorpusError, match="overlap_chars is 600"):
+        cut_passages(Contract("c", "text"), overlap_chars=600)
+
+
+def test_heading_paths_lead_from_the_outermost_heading_that_fits():
+    text = f"ARTICLE IV. TERM\n\n4.1 Duration. {LONG * 2}\n\n(a) {LONG * 2}\n\n{LONG * 2}\n\n4.2 End. {LONG * 2}"
+    passages = cut_passages(Contract("c", text), heading_path=True)
+    assert [passage.heading for passage in passages] == [
+        "ARTICLE IV. TERM > 4.1 Duration",
+        "ARTICLE IV. TERM > 4.1 Duration > (a)",
+        "ARTICLE IV. TERM > 4.1 Duration > (a)",
+        "ARTICLE IV. TERM > 4.2 End",
+    ]
+    assert [(p.start, p.end) for p in passages] == [(p.start, p.end) for p in cut(text)]
+    deep = "".join(f"{'1.' * n}1 {'Terms ' * 16}\n\n" for n in range(1, 5)) + f"(a) {LONG * 3}"
+    (*_, last) = cut_passages(Contract("c", deep), heading_path=True, max_chars=400)
+    assert last.heading.endswith("(a)") and len(last.heading) <= 200 < len(deep) - len(LONG) * 3

@@ -277,7 +277,7 @@ def test_refuses_other_folders_settings_and_paths(library, tmp_path):
         open_library(tmp_path / "run")
     library.run(max_chars=50)
     assert library.run() == {"unchanged": ["a.txt"]}  # 50 is remembered
-    with pytest.raises(StoreError, match="at most 50 characters, and 600"):
+    with pytest.raises(StoreError, match="built with max_chars=50, and max_chars=600"):
         library.run(max_chars=600)
     with sqlite3.connect(library.folder / "library.sqlite3") as db:
         db.execute("PRAGMA user_version = 9")

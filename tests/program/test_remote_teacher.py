@@ -8,6 +8,8 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 
 import dspy
 import pytest
@@ -107,7 +109,7 @@ def judge(lm):
 
 def review(lm, of=ContractReview, *args):
     """A program whose retriever finds PASSAGE, on `lm`."""
-    program = of(None, *args)
+    program = of(SimpleNamespace(folder=Path("no index")), *args)
     program.retrieve = lambda question, contract_id: dspy.Prediction(passages=[PASSAGE])
     program.set_lm(lm)
     return program

@@ -1,3 +1,6 @@
+from pathlib import Path
+from types import SimpleNamespace
+
 import dspy
 import pytest
 
@@ -26,7 +29,7 @@ EXAMPLES = to_examples(CORPUS)
 def teach(category, *stretches, examples=EXAMPLES):
     """The example of a category, and what its teacher says when these stretches of TEXT were retrieved."""
     passages = [Passage(f"c:{start}", "c", start, end, TEXT[start:end]) for start, end in stretches]
-    teacher = LabelTeacher(None, examples)
+    teacher = LabelTeacher(SimpleNamespace(folder=Path("no index")), examples)
     teacher.retrieve = lambda question, contract_id: dspy.Prediction(passages=passages)
     (example,) = [example for example in EXAMPLES if example.category == category]
     with dspy.context(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):

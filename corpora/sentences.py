@@ -1,0 +1,38 @@
+"""A contract's text as sentences with offsets, items of lists included: what people mark in contracts is mostly that.
+
+Not handled: other languages' abbreviations; a sentence that goes on after a page number is cut there.
+"""
+
+import re
+
+from corpora.types import Span
+
+# A full stop behind these ends no sentence (a single capital is an initial: "James M. Smith", "U.S. dollars").
+_ABBREVIATED = re.compile(
+    r"(?:\b(?:[A-Z]|Inc|Corp|Co|Ltd|LLC|L\.P|No|Nos|Sec|Art|Mr|Mrs|Ms|Dr|Jr|Sr|St|vs?|cf|etc|approx|e\.g|i\.e|viz|Attn|"
+    r"Fig|Vol|al|Exh|Para)|(?:^|\s)\d{1,2}(?:\.\d{1,2})*)\.\Z"
+)
+_END = re.compile(r"[.?!;:][\"”')]*(?=\s)|\n[ \t]*(?=\n)|\f")
+_NEXT = re.compile(r"\s*[A-Z0-9\"“'(\[•§*\-]|\s*\Z")
+
+
+def sentences(text: str, start: int = 0, end: int | None = None) -> tuple[Span, ...]:
+    """Sentences of `text[start:end]` in order, without the white space around them; all other characters are in one.
+
+    A sentence ends at `. ? ! ; :` before what can begin another, and at an empty line.
+    """
+    end = len(text) if end is None else end
+    spans, begin = [], start
+    for match in _END.finditer(text, start, end):
+        stop = match.end()
+        empty_line = not match[0].strip()
+        if empty_line or (_NEXT.match(text, stop, end) and not _ABBREVIATED.search(text, max(begin, stop - 12), stop)):
+            spans.append(_trimmed(text, begin, stop))
+            begin = stop
+    spans.append(_trimmed(text, begin, end))
+    return tuple(span for span in spans if span.start < span.end)
+
+
+def _trimmed(text: str, start: int, end: int) -> Span:
+    piece = text[start:end]
+    return Span(start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip()))

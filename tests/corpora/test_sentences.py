@@ -1,0 +1,48 @@
+import time
+
+import pytest
+
+from corpora.sentences import sentences
+
+
+def texts(text, *where):
+    spans = sentences(text, *where)
+    assert all(before.end <= after.start for before, after in zip(spans, spans[1:], strict=False))
+    return [text[span.start : span.end] for span in spans]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It ends. It begins again.", ["It ends.", "It begins again."]),
+        (
+            "Acme Inc. and Beta Corp. of the U.S. agree. They do.",
+            ["Acme Inc. and Beta Corp. of the U.S. agree.", "They do."],
+        ),
+        ("5.2 Renewal. This renews.", ["5.2 Renewal.", "This renews."]),
+        ("12. Notices go to Mr. James M. Smith.", ["12. Notices go to Mr. James M. Smith."]),
+        ('He said "no." Then: (a) one; (b) two.', ['He said "no."', "Then:", "(a) one;", "(b) two."]),
+        ("a fee of $1.50 a day. then on", ["a fee of $1.50 a day. then on"]),
+        ("A title\n\nA text\nof two lines.", ["A title", "A text\nof two lines."]),
+        ("  \n\n ", []),
+        ("", []),
+    ],
+)
+def test_sentences(text, expected):
+    assert texts(text) == expected
+
+
+def test_all_but_white_space_is_in_one_sentence_of_the_stretch():
+    text = "One. Two (2).\n\nThree; Four? \fFive"
+    assert "".join("".join(texts(text)).split()) == "".join(text.split())
+    assert texts(text, 5, 12) == ["Two (2)"]
+
+
+@pytest.mark.parametrize("unit", [" ", "\n", "a", ". ", "1. ", "A. ", ";", "\n \n", '."'])
+def test_time_is_linear_in_the_text(unit):
+    def seconds(n_chars):
+        began = time.process_time()
+        sentences(unit * (n_chars // len(unit)))
+        return time.process_time() - began
+
+    assert seconds(160_000) < 24 * seconds(20_000) + 0.2
