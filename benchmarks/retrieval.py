@@ -108,7 +108,10 @@ def named(corpus: Corpus) -> dict[str, str]:
 
 
 def score(name: str, asked: Sequence[Asked], ranked: Sequence[Sequence[Hit]], select: Select | None = None) -> Row:
-    """A row of the table; `select` takes the k passages that count, by default the k best."""
+    """A row of the table; `select` takes the k passages that count, by default the k best.
+
+    Where nothing is retrieved, which BM25 does for a question without a shared word, the precision is 0.
+    """
     select = select or (lambda _, hits, k: [hit.passage for hit in hits[:k]])
     scores = []
     for (label, _), hits in zip(asked, ranked, strict=True):
@@ -118,7 +121,9 @@ def score(name: str, asked: Sequence[Asked], ranked: Sequence[Sequence[Hit]], se
             [character_scores(gold, [(p.contract_id, Span(p.start, p.end)) for p in passages]) for passages in lists]
         )
     values = np.array(scores)
-    return Row(name, values[:, :, 0], values[:, :, 1], [label.question.contract_id for label, _ in asked])
+    return Row(
+        name, np.nan_to_num(values[:, :, 0]), values[:, :, 1], [label.question.contract_id for label, _ in asked]
+    )
 
 
 def reference(corpus: Corpus, asked: Sequence[Asked], embedder: Embedder, inside: bool) -> list[list[Hit]]:

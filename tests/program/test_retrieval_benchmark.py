@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from benchmarks.retrieval import K, chunks, named, routing_figures, score
+from benchmarks.retrieval import K, as_json, chunks, named, routing_figures, score
 from corpora.synthetic import write_corpus
 from corpora.types import Contract, Label, Passage, Question, Span
 from modules.retriever import Hit
@@ -23,6 +23,9 @@ def test_a_row_has_precision_and_recall_at_each_k():
     assert row.recall[0].tolist() == [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0] and len(K) == 7
     assert row.precision[0].tolist() == [0.0, 5 / 15, *[0.5] * 5] and row.contracts == ["c"]
     assert score("row", [(label, "x")], [hits], lambda _, got, k: [got[-1].passage]).recall[0, 0] == 1.0
+    nothing = score("row", [(label, "x")], [[]])
+    assert nothing.precision[0].tolist() == [0.0] * 7 == nothing.recall[0].tolist()
+    assert as_json([nothing])[0]["precision@1"]["mean"] == 0.0
 
 
 def test_contracts_are_named_by_their_labels_and_found():
