@@ -18,9 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import chromadb
 import numpy as np
-from chromadb.config import Settings
 from tqdm.auto import tqdm
 
 from corpora.passages import cut_passages
@@ -37,6 +35,7 @@ from modules.index_files import (
     write_about,
     write_contract,
 )
+from modules.vector_store import VectorStore
 
 __all__ = ["Embedder", "Hit", "PassageIndex", "StoreError"]
 
@@ -44,12 +43,8 @@ _PROBE = "This Agreement shall be governed by the laws of the State of New York.
 _BATCH_PASSAGES = 256
 # Of one long contract: bounds what embedding holds at a time.
 _SLICE_PASSAGES = 1024
-# SQLite takes 32,766 variables in a statement.
-_MAX_IDS = 10_000
 _CACHED_CONTRACTS = 512
 _CACHED_QUERIES = 4096
-# Chroma's defaults miss stored vectors; these gave 0 self-misses in 900. Cosine is what the embedder is trained for.
-_HNSW = {"hnsw": {"space": "cosine", "ef_construction": 200, "ef_search": 400, "max_neighbors": 32}}
 # How contracts are cut and embedded; an index of before such a setting existed has its default.
 _CUT = {"max_chars": 600, "overlap_chars": 0, "embed_headings": False}
 
@@ -80,7 +75,7 @@ class PassageIndex:
         self._write_lock, self._store_lock = threading.RLock(), threading.RLock()
         self._queries: OrderedDict[str, np.ndarray] = OrderedDict()
         self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._release = lambda: None
+        self._store: VectorStore | None = None
         self._connect()
 
     @classmethod
@@ -151,7 +146,7 @@ class PassageIndex:
     def close(self) -> None:
         """Let go of the folder; the index cannot be used after it."""
         with self._opening:
-            self._release()
+            self._store.close()
             if self._opened.get(self.folder) is self:
                 del self._opened[self.folder]
 
@@ -208,16 +203,12 @@ class PassageIndex:
         with self._write_lock, locked(self.folder):
             self.refresh()
             wanted = {passage.id: key for key, stored in self._stored.items() for passage in stored.passages}
-            if not thorough and self._collection.count() == len(wanted):
+            if not thorough and len(self._store) == len(wanted):
                 return ()
             delete_incomplete(self.folder)
-            found: list[str] = []
-            while some := self._collection.get(include=[], limit=_MAX_IDS, offset=len(found))["ids"]:
-                found.extend(some)
+            found = self._store.passage_ids()
             torn = sorted({wanted[passage_id] for passage_id in wanted.keys() - set(found)})
-            strays = [passage_id for passage_id in found if passage_id not in wanted]
-            for i in range(0, len(strays), _MAX_IDS):
-                self._collection.delete(ids=strays[i : i + _MAX_IDS])
+            self._store.delete([passage_id for passage_id in found if passage_id not in wanted])
             self._remove(torn)
             return tuple(torn)
 
@@ -274,21 +265,16 @@ class PassageIndex:
         return self
 
     def _connect(self) -> None:
-        """Read the folder, and open Chroma on it anew."""
-        self._release()
+        """Read the folder, and open its vectors anew."""
+        if self._store is not None:
+            self._store.close()
         about = read_about(self.folder)
         self._generation = about["generation"]
         self.cut = {key: about.get(key, default) for key, default in _CUT.items()}
         self._max_tokens = about.get("max_tokens")
         self._stored = {stored.contract.id: stored for stored in read_contracts(self.folder)}
         self._vectors.clear()
-        client = chromadb.PersistentClient(str(self.folder / "chroma"), Settings(anonymized_telemetry=False))
-        # Also where the index is dropped without close(): else the next open is given this client, with its old view.
-        self._release = weakref.finalize(self, client.close)
-        self._release.atexit = False
-        # embedding_function=None: Chroma's own would download a model.
-        self._collection = client.get_or_create_collection("passages", embedding_function=None, configuration=_HNSW)
-        self._max_add = client.get_max_batch_size()
+        self._store = VectorStore(self.folder / "chroma")
 
     def _cut_passages(
         self, contract: Contract, count_tokens: Callable[[list[str]], list[int]] | None
@@ -336,8 +322,7 @@ class PassageIndex:
             for contract_id in contract_ids:
                 self._vectors.pop(contract_id, None)
                 delete_contract(self.folder, contract_id)
-            for i in range(0, len(contract_ids), _MAX_IDS):
-                self._collection.delete(where={"contract_id": {"$in": contract_ids[i : i + _MAX_IDS]}})
+            self._store.delete_contracts(contract_ids)
 
     def _add_batch(self, batch: list[Stored], on_passages: Callable[[int], object]) -> None:
         """Index a few contracts; between the two writes of its file a contract counts as absent."""
@@ -355,14 +340,8 @@ class PassageIndex:
             for stored in batch:
                 self._vectors.pop(stored.contract.id, None)
                 write_contract(self.folder, stored, complete=False)
-            self._collection.delete(where={"contract_id": {"$in": list(fresh)}})
-            for i in range(0, len(passages), self._max_add):
-                some = passages[i : i + self._max_add]
-                self._collection.add(
-                    ids=[passage.id for passage in some],
-                    embeddings=vectors[i : i + self._max_add],
-                    metadatas=[{"contract_id": passage.contract_id} for passage in some],
-                )
+            self._store.delete_contracts(list(fresh))
+            self._store.add(passages, vectors)
             for stored in batch:
                 write_contract(self.folder, stored, complete=True)
             self._stored = self._stored | fresh
@@ -405,8 +384,7 @@ class PassageIndex:
             return passages, self._vectors[contract_id]
 
     def _fetch(self, contract_id: str, passages: tuple[Passage, ...]) -> np.ndarray:
-        got = self._collection.get(where={"contract_id": contract_id}, include=["embeddings"])
-        rows = dict(zip(got["ids"], got["embeddings"], strict=True))
+        rows = self._store.of_contract(contract_id)
         if rows.keys() != {passage.id for passage in passages}:
             behind = "Another process has changed it: open it again."
             cure = behind if self._is_behind() else "It is damaged: delete the folder and build it again."
@@ -418,24 +396,21 @@ class PassageIndex:
 
     def _search_all(self, vector: np.ndarray, k: int) -> tuple[Hit, ...]:
         with self._store_lock:
-            count, n = self._collection.count(), k
+            count, n = len(self._store), k
             while True:
-                found = self._collection.query(
-                    query_embeddings=[vector], n_results=max(1, min(n, count)), include=["metadatas", "distances"]
-                )
-                hits = tuple(self._hits(found["ids"][0], found["metadatas"][0], found["distances"][0]))
+                hits = tuple(self._hits(self._store.nearest(vector, n)))
                 # Vectors of an interrupted contract are passed over, so more may have to be asked for.
                 if len(hits) >= k or n >= count:
                     # Chroma leaves the order of equals open; the same question must get the same passages.
                     return tuple(sorted(hits, key=lambda hit: (-hit.score, hit.passage.id))[:k])
                 n *= 2
 
-    def _hits(self, ids: list[str], metadatas: list[Any], distances: list[float]) -> Iterator[Hit]:
-        for passage_id, metadata, distance in zip(ids, metadatas, distances, strict=True):
-            stored = self._stored.get(metadata["contract_id"])
+    def _hits(self, found: Iterable[tuple[str, str, float]]) -> Iterator[Hit]:
+        for passage_id, contract_id, score in found:
+            stored = self._stored.get(contract_id)
             passage = next((p for p in stored.passages if p.id == passage_id), None) if stored else None
             if passage is not None:
-                yield Hit(passage, 1.0 - float(distance))
+                yield Hit(passage, score)
 
 
 def _likeness(probe: list[float], vector: np.ndarray) -> float:

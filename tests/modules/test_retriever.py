@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from corpora.passages import cut_passages
 from corpora.types import Contract, Place
-from modules import index_files, retriever
+from modules import index_files, retriever, vector_store
 from modules.retriever import PassageIndex, StoreError
 
 CLAUSE = (
@@ -197,7 +197,7 @@ def test_writing_after_another_process_has_written_keeps_what_it_wrote(tmp_path,
 
 
 def passages_in_chroma(index):
-    return set(index._collection.get(include=[])["ids"])
+    return set(index._store.passage_ids())
 
 
 def test_removed_contracts_are_gone_from_search_files_and_vectors(tmp_path, index, embedder):
@@ -227,17 +227,17 @@ def test_removing_is_seen_by_other_processes(index):
 def test_repair_drops_strays_and_torn_contracts(tmp_path, index, embedder, monkeypatch):
     assert index.repair() == () == index.repair(thorough=False) and index.contract_ids == ("a", "b")
     first = index.search("x", k=1, contract_id="a")[0].passage.id
-    index._collection.delete(ids=[first])
-    index._collection.add(ids=["ghost:0-9"], embeddings=[[0.1] * 512], metadatas=[{"contract_id": "ghost"}])
+    index._store._collection.delete(ids=[first])
+    index._store._collection.add(ids=["ghost:0-9"], embeddings=[[0.1] * 512], metadatas=[{"contract_id": "ghost"}])
     folder = tmp_path / "index" / "contracts"
     (folder / "0.json").write_text('{"id": "c", "complete": false, "text": "", "passages": []}')
     (folder / "1.partial").write_text('{"id"')
     assert index.repair(thorough=False) == ()  # as many as there should be
-    monkeypatch.setattr(retriever, "_MAX_IDS", 3)  # in several requests
+    monkeypatch.setattr(vector_store, "_MAX_IDS", 3)  # in several requests
     assert index.repair() == ("a",) and index.contract_ids == ("b",)
     assert passages_in_chroma(index) == {hit.passage.id for hit in index.search("x", k=100, contract_id="b")}
     assert len(list(folder.iterdir())) == 1
-    index._collection.delete(ids=[next(iter(passages_in_chroma(index)))])
+    index._store._collection.delete(ids=[next(iter(passages_in_chroma(index)))])
     assert index.repair(thorough=False) == ("b",) and passages_in_chroma(index) == set()
 
 
@@ -301,12 +301,12 @@ def test_a_contract_of_a_million_tokens(tmp_path):
     assert seconds(long) < 8 * seconds(Contract("quarter", text[: len(text) // 4])) + 1
     noise = Noise()
     index = build(tmp_path, noise)
-    index._collection, real = Counting(), index._collection
+    index._store._collection, real = Counting(), index._store._collection
     index.add([long], progress=False)
-    assert index._collection.added == index.n_passages > 8_000
+    assert index._store._collection.added == index.n_passages > 8_000
     # What is embedded at a time does not grow with the contract.
     assert max(noise.seen) == 1024
-    index._collection = real
+    index._store._collection = real
     index.close()
 
 

@@ -81,7 +81,7 @@ def check(folder, embedder):
     held = {key: text_sha256(index.contract_text(key)) for key in index.contract_ids}
     assert held == recorded and ids == set(recorded)
     passages = {hit.passage.id for key in held for hit in index.search("x", 10_000, key)}
-    assert set(index._collection.get(include=[])["ids"]) == passages
+    assert set(index._store.passage_ids()) == passages
     for key in held:  # as many vectors as passages, or search raises
         assert index.search("term", 1, key)
     assert len(list((folder / "contracts").iterdir())) == len(held)

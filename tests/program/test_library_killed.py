@@ -57,7 +57,7 @@ def compare():
     held = {key: hashlib.sha256(index.contract_text(key).encode()).hexdigest() for key in index.contract_ids}
     assert held == recorded, (held.keys() ^ recorded.keys())
     passages = {hit.passage.id for key in held for hit in index.search("x", 10000, key)}
-    assert set(index._collection.get(include=[])["ids"]) == passages
+    assert set(index._store.passage_ids()) == passages
     assert len(os.listdir(folder + "/contracts")) == len(held)
     texts = {hashlib.sha256(open(os.path.join(files, name)).read().encode()).hexdigest() for name in os.listdir(files)}
     assert set(held.values()) == texts, "the library is not what the files are"
