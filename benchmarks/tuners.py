@@ -91,8 +91,8 @@ def review_rows(n_rows: int, seed: int) -> list[dict[str, list[dict[str, str]]]]
     """Whole conversations: prompt of the reviewer, and what it should have said."""
     import dspy
 
-    from modules.signatures import ReviewPassages, join_quotes, number_passages
-    from program.base_model.rows import covered, draw_sheet, gold, retrieve
+    from modules.signatures import ReviewPassages
+    from program.base_model.rows import covered, draw_sheet, retrieve, review_example
     from program.base_model.train import HELD_BACK
 
     adapter, rng, made = dspy.ChatAdapter(), Random(f"tuners/{seed}"), []
@@ -101,11 +101,10 @@ def review_rows(n_rows: int, seed: int) -> list[dict[str, list[dict[str, str]]]]
         for index, label in enumerate(sheet.labels):
             passages = retrieve(sheet, index, 2, rng, force=1.0)
             if label.spans and covered(label, passages):
-                quotes, answer = gold(sheet, label)
-                asked = {"passages": number_passages([p.text for p in passages]), "question": label.question.text}
-                said = {"quotes": join_quotes(quotes), "answer": answer}
+                example = review_example(sheet, label, passages)
+                asked = {name: example[name] for name in ReviewPassages.input_fields}
                 messages = adapter.format(ReviewPassages, [], asked)
-                content = adapter.format_assistant_message_content(ReviewPassages, said)
+                content = adapter.format_assistant_message_content(ReviewPassages, example)
                 made.append({"messages": [*messages, {"role": "assistant", "content": content}]})
     return made[:n_rows]
 

@@ -133,7 +133,8 @@ class LibraryRun:
             and any(file.path == root or file.path.startswith(f"{root.rstrip('/')}/") for root in under)
         ]
         missing = [row for path in gone for row in self._record.sources("file = ?", path)]
-        missing += [row for row in self._vanished if row.source not in {one.source for one in missing}]
+        known = {row.source for row in missing}
+        missing += [row for row in self._vanished if row.source not in known]
         for row in missing:
             if row.status != FAILED:
                 self.outcome[row.source] = (PRUNED if prune else MISSING, "")

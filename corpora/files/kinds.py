@@ -35,8 +35,14 @@ _OTHER = (
     (b"SQLite format 3\x00", "an SQLite database"),
     (b"\x7fELF", "a program"),
 )  # fmt: skip
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _HTML = re.compile(rb"<(?:!doctype\s+html|html|head|body)\b", re.I)
 _CUAD = re.compile(rb'"data"\s*:\s*\[')
+
+
+def is_zip(head: bytes) -> bool:
+    """Whether a file that begins so is a zip, an office file among them."""
+    return head.startswith(_ZIP)
 
 
 def kind_of(head: bytes, name: str, office: str | None = None) -> tuple[str, list[str]]:
@@ -68,7 +74,7 @@ def kind_of(head: bytes, name: str, office: str | None = None) -> tuple[str, lis
 def _by_content(head: bytes, office: str | None, named: str | None) -> str | None:
     if b"%PDF-" in head[:1024]:
         return "pdf"
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+    if is_zip(head):
         if office not in (None, "docx"):
             raise FileError(f"it is {office}; save it as .docx or PDF")
         return office or "zip"

@@ -27,7 +27,7 @@ from corpora.errors import CorpusError
 from corpora.files.archives import members, office_kind, open_archive, read_member, spooled
 from corpora.files.docx import read_docx
 from corpora.files.html import read_html
-from corpora.files.kinds import HEAD_BYTES, kind_of
+from corpora.files.kinds import HEAD_BYTES, is_zip, kind_of
 from corpora.files.limits import FileError, FileLimits
 from corpora.files.pdf import read_pdf
 from corpora.files.places import compose, locate
@@ -81,33 +81,33 @@ def _answer(replies: IO[str], request: dict[str, Any], limits: FileLimits) -> di
 
 def _replies(path: str, inside: tuple[str, ...], limits: FileLimits) -> Iterator[dict[str, Any]]:
     """What a file, or the member at the end of a chain of zips in it, holds."""
+    office = None
     if inside:
         data = read_member(_archive(path, inside[:-1], limits), inside[-1], limits)
-        yield from _read(data, inside[-1], limits, (path, inside))
+        if is_zip(data):
+            office = office_kind(open_archive(spooled(data), limits), limits)
+            if office is None:
+                yield _listing(_archive(path, inside, limits), data[:HEAD_BYTES], inside[-1], limits)
+                return
+        yield from _read(data, inside[-1], office, limits)
         return
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        # A zip is read member by member, so that its own size does not count.
         head = file.read(HEAD_BYTES)
-        if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        if is_zip(head):
             archive = _archive(path, (), limits)
-            if office_kind(archive, limits) is None:
+            office = office_kind(archive, limits)
+            if office is None:
+                # A zip is read member by member, so that its own size does not count.
                 yield _listing(archive, head, path, limits)
                 return
         if size > limits.max_bytes:
             raise FileError(f"it has {size:,} bytes, and {limits.max_bytes:,} is the limit of a file")
-        yield from _read(head + file.read(limits.max_bytes), path, limits, None)
+        yield from _read(head + file.read(limits.max_bytes), path, office, limits)
 
 
-def _read(data: bytes, name: str, limits: FileLimits, nested: tuple[str, tuple[str, ...]] | None) -> Iterator[dict]:
-    """The contracts in these bytes; of a zip inside a zip (`nested` says where it lies), what is in it."""
-    office, notes = None, []
-    if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        archive = open_archive(spooled(data), limits)
-        office = office_kind(archive, limits)
-        if office is None and nested is not None:
-            yield _listing(_archive(*nested, limits), data[:HEAD_BYTES], name, limits)
-            return
+def _read(data: bytes, name: str, office: str | None, limits: FileLimits) -> Iterator[dict[str, Any]]:
+    """The contracts in these bytes, which are no plain zip; `office` is what `office_kind` says of them."""
     kind, notes = kind_of(data[:HEAD_BYTES], name, office)
     if kind == "json":
         yield from _cuad(data, name, notes, limits)

@@ -121,7 +121,7 @@ def review_tree(
     if demo is not None:
         index = _draw_index(demo, rng)
         shown = retrieve(demo, index, rng.choice((2, 3, 4)), rng, force=1.0)
-        demos = [_review_example(demo, demo.labels[index], shown)] if covered(demo.labels[index], shown) else []
+        demos = [review_example(demo, demo.labels[index], shown)] if covered(demo.labels[index], shown) else []
     shared = {"passages": number_passages([p.text for p in passages])}
     branches = []
     for label in _questions(sheet, anchor, passages, rng):
@@ -249,7 +249,8 @@ def _touches(label: Label, passage: Passage) -> bool:
     return any(span.start < passage.end and passage.start < span.end for span in label.spans)
 
 
-def _review_example(sheet: Sheet, label: Label, passages: list[Passage]) -> dspy.Example:
+def review_example(sheet: Sheet, label: Label, passages: list[Passage]) -> dspy.Example:
+    """One review as a demonstration has it: passages and question, and the quotes and answer that are right."""
     quotes, answer = gold(sheet, label)
     return dspy.Example(
         passages=number_passages([p.text for p in passages]),
