@@ -42,11 +42,11 @@ def main() -> None:
     lora_speed = None
     for word in words:
         for factor in args.rates:
-            task = {"lm": args.lm, "word": word, "rate": default_rate(tuner_from(word)) * factor}
+            task = {"lm": args.lm, "word": word, "factor": factor}
             task |= {"steps": args.steps, "batch_size": args.batch_size}
             found = in_child({**task, "n_rows": args.rows, "n_held_out": args.validation_rows})
             lora_speed = lora_speed or found["tokens_per_s"]
-            cells = [word, f"{task['rate']:.0e}", f"{found['trained']:,}", f"{found['share']:.2%}"]
+            cells = [word, f"{found['rate']:.1e}", f"{found['trained']:,}", f"{found['share']:.2%}"]
             cells += [f"{found[key]:.3f}" for key in ("loss_before", "loss_after")]
             cells += [f"{found[key]:.0%}" for key in ("score_before", "score_after")]
             cells += [f"{found['tokens_per_s'] / lora_speed:.2f}", f"{found['peak_mib']:.0f} MiB"]
@@ -62,7 +62,7 @@ def in_child(task: dict) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(lm: str, word: str, rate: float, steps: int, batch_size: int, n_rows: int, n_held_out: int) -> dict:
+def measure(lm: str, word: str, factor: float, steps: int, batch_size: int, n_rows: int, n_held_out: int) -> dict:
     """Train with one tuner and report its size, losses, scores, speed and memory."""
     from optimizers.local_lm import local_lm
 
@@ -70,6 +70,7 @@ def measure(lm: str, word: str, rate: float, steps: int, batch_size: int, n_rows
     with tempfile.TemporaryDirectory() as scratch:
         model = local_lm(lm, work_dir=f"{scratch}/lm", quantize="nf4" if word == "qlora" else "none")
         before = {"loss_before": loss(model, held_out), "score_before": score(model, held_out)}
+        rate = default_rate(tuner_from(word), model.engine.weights.hidden_size) * factor
         settings = {"max_steps": steps, "batch_size": batch_size, "learning_rate": rate, "progress": False}
         job = model.finetune(train, None, {"tuner": word, **settings})
         tuned = job.result()
@@ -77,6 +78,7 @@ def measure(lm: str, word: str, rate: float, steps: int, batch_size: int, n_rows
         parameters = model.engine.weights.model.parameters()
         every = sum(p.numel() * (1 if p.is_floating_point() else 2) for p in parameters)  # two 4-bit weights to a byte
         return before | {
+            "rate": rate,
             "trained": job.log["trainable_parameters"],
             "share": job.log["trainable_parameters"] / every,
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

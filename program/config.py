@@ -28,8 +28,9 @@ class CompileConfig:
 
     `corpus` and `test_corpus` are CUADv1-format files; without `test_corpus` the test contracts are split off `corpus`.
     `max_chars` bounds one passage, in characters; `max_contracts`, `max_train_questions` and `max_val_questions` take
-    everything where None; `threads` is how many questions are in flight; `quantize` is auto (nf4 for a
-    large model on CUDA), nf4 or none; `max_tokens` bounds one completion. Raises ConfigError.
+    everything where None; `learning_rate` None is the tuner's own for the model's width; `threads` is how many
+    questions are in flight; `quantize` is auto (nf4 for a large model on CUDA), nf4 or none; `max_tokens` bounds one
+    completion. Raises ConfigError.
     """
 
     corpus: str
@@ -47,7 +48,7 @@ class CompileConfig:
     threads: int = 32
     sft_epochs: float = 2.0
     batch_size: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     rank: int = 16
     out: str = "runs/compile"
 
@@ -121,7 +122,7 @@ def _check(config: CompileConfig) -> None:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
     for name in ("sft_epochs", "learning_rate"):
         value = getattr(config, name)
-        if not 0 < value < float("inf"):
+        if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"{name} is {value}; it must be a finite number above 0")
     if config.quantize not in ("auto", "nf4", "none"):
         raise ConfigError(f"quantize is {config.quantize!r}; it must be auto, nf4 or none")

@@ -150,7 +150,7 @@ class LocalProvider(Provider):
         weights, parent = self.engine.weights, self.engine.adapter_of(model)
         tuner = self._tuner(settings, options, parent)
         if settings.learning_rate is None:
-            settings = replace(settings, learning_rate=default_rate(tuner) * settings.rate_factor)
+            settings = replace(settings, learning_rate=default_rate(tuner, weights.hidden_size) * settings.rate_factor)
         return Task(
             weights=weights,
             rows=encode(weights, train_data, settings),

@@ -50,6 +50,11 @@ class Weights:
     graft: Any = None
     tuning: Any = None
 
+    @property
+    def hidden_size(self) -> int:
+        """The width of the residual stream."""
+        return self.model.config.get_text_config().hidden_size
+
 
 def spares_memory(weights: Weights) -> bool:
     """Whether training spends time to save memory (recomputed activations, 8-bit moments): a quantized base on CUDA."""

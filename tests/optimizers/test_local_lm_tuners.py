@@ -106,7 +106,7 @@ def make(lm, tuner, parent=None, **options):
     """Train a little and keep it: the adapter's name."""
     weights, root = lm.engine.weights, lm.engine.adapters_dir
     with adapters.training(weights, tuner=tuner, parent=None if parent is None else root / parent) as module:
-        fit(weights, module, default_rate(weights.tuning.tuner), **options)
+        fit(weights, module, default_rate(weights.tuning.tuner, HIDDEN), **options)
         return adapters.keep_adapter(module, weights, root, kind="t", record={}, parent=parent)
 
 
@@ -136,7 +136,7 @@ def test_a_tuner_trains_what_it_says_and_serves_what_it_trained(word, lm, folder
     base, before = engine.score(CHAT, [ANSWER]), standing(weights.model)
     with adapters.training(weights, tuner=tuner) as module:
         assert sum(p.numel() for p in module.parameters() if p.requires_grad) == count
-        first, last = fit(weights, module, default_rate(tuner))
+        first, last = fit(weights, module, default_rate(tuner, HIDDEN))
         assert last < first
         with adapters.serving_trained(weights) as served:
             trained = score(weights, served)
@@ -175,7 +175,7 @@ def test_virtual_tokens_stand_before_prompts_batched_and_over_a_kept_prefix_as_i
     ]
     expected = []
     with adapters.training(weights, tuner=tuner_from(word, {"tokens": 5})) as module:
-        fit(weights, module, default_rate(weights.tuning.tuner))
+        fit(weights, module, default_rate(weights.tuning.tuner, HIDDEN))
         module.eval()
         for request in requests:
             ids = torch.tensor([encode_prompt(weights, request_chat(request))])
@@ -335,9 +335,12 @@ def test_structure_is_found_in_other_architectures():
 def test_words_options_and_ranges_are_checked():
     for word in TUNERS:
         tuner = tuner_from(word)
-        assert word_of(tuner) == word and tuner_from(word, options_of(tuner)) == tuner and default_rate(tuner) > 0
+        assert word_of(tuner) == word and tuner_from(word, options_of(tuner)) == tuner and default_rate(tuner, 2000) > 0
     assert set(DEFAULT_RATES) == {*TUNERS, "peft"}
-    assert DEFAULT_RATES["lora"] == pytest.approx(10 * DEFAULT_RATES["full"])
+    lora = tuner_from("lora")
+    assert default_rate(lora, 2000) == pytest.approx(5e-4) == pytest.approx(10 * default_rate(tuner_from("full"), 2000))
+    assert default_rate(lora, 4096) == pytest.approx(2.857e-4, rel=1e-3)
+    assert default_rate(lora, 256) == default_rate(lora, 32) == pytest.approx(2.489e-3, rel=1e-3)
     vera = tuner_from("peft:vera", {"config": {"r": 8}})
     assert vera == Peft("VERA", {"r": 8}) and word_of(vera) == "peft:VERA" and options_of(vera) == {"config": {"r": 8}}
     for word, options, message in [

@@ -206,7 +206,7 @@ class LocalReinforceJob(ReinforceJob):
         shared = {entry.name for entry in fields(Update)} & {entry.name for entry in fields(GRPOSettings)}
         return replace(
             Update(**{name: getattr(settings, name) for name in shared}),
-            learning_rate=settings.learning_rate or default_rate(self.tuner) / 10,
+            learning_rate=settings.learning_rate or default_rate(self.tuner, self.engine.weights.hidden_size) / 10,
             temperature=settings.temperature or kwargs.get("temperature") or 1.0,
             max_tokens=settings.max_completion_tokens or kwargs.get("max_tokens") or self.engine.max_tokens,
             recompute=spares_memory(self.engine.weights) if settings.recompute is None else settings.recompute,

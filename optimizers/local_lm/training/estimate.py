@@ -111,7 +111,7 @@ def _seconds(weights: Weights, tokens: int, trainable: int) -> float:
     parameters = sum(p.numel() for p in weights.model.parameters())
     # Forward 2, backward to the activations 2, to the weights 2 for those that are trained, per parameter and token.
     work = tokens * (4 * parameters + 2 * min(trainable, parameters))
-    return work / (_EFFICIENCY * _speed(str(weights.device), weights.model.config.get_text_config().hidden_size))
+    return work / (_EFFICIENCY * _speed(str(weights.device), weights.hidden_size))
 
 
 @cache

@@ -49,25 +49,27 @@ TUNERS: dict[str, type] = {
     "osf": OSF,
 }
 
-# Starting points for batches of about eight on small models: LoRA at ten times the rate of full fine-tuning, fewer
-# parameters at more. `python -m benchmarks.tuners --rates 0.3 1 3` tells whether they suit another model.
+# Starting points for a model whose hidden size is 2,000, by default_rate's rule: LoRA's at ten times that of full
+# fine-tuning; fewer parameters, higher rates. `python -m benchmarks.tuners --rates 0.3 1 3` tells what suits a model.
 DEFAULT_RATES: dict[str, float] = {
-    "full": 1e-4,
-    "lora": 1e-3,
-    "dora": 1e-3,
-    "rslora": 5e-4,
-    "qlora": 1e-3,
-    "bottleneck": 1e-3,
-    "prefix": 1e-2,
-    "prompt": 1e-2,
+    "full": 5e-5,
+    "lora": 5e-4,
+    "dora": 5e-4,
+    "rslora": 2e-4,
+    "qlora": 5e-4,
+    "bottleneck": 5e-4,
+    "prefix": 2e-2,
+    "prompt": 2e-2,
     "p-tuning": 1e-3,
-    "ia3": 1e-2,
-    "bitfit": 3e-3,
-    "layernorm": 3e-3,
-    "top_layers": 1e-4,
-    "osf": 1e-4,
-    "peft": 1e-3,
+    "ia3": 5e-3,
+    "bitfit": 2e-3,
+    "layernorm": 2e-3,
+    "top_layers": 5e-5,
+    "osf": 5e-5,
+    "peft": 5e-4,
 }
+_WIDTH, _POWER = 2000, 0.781
+_NARROWEST = 256  # the narrowest model that the rates were measured on
 
 # Tuners of peft that are no adapter of one network for one task, or that need a step TRL's trainers do not take.
 UNFIT = {
@@ -109,9 +111,14 @@ def word_of(tuner: Any) -> str:
     raise TrainingError(f"{tuner!r} is no tuner config; make one with tuner_from(word, options)")
 
 
-def default_rate(tuner: Any) -> float:
-    """The learning rate to start from with this tuner."""
-    return DEFAULT_RATES["peft" if isinstance(tuner, Peft) else word_of(tuner)]
+def default_rate(tuner: Any, hidden_size: int) -> float:
+    """The learning rate to start from with this tuner on a model of this hidden size: narrower models take higher ones.
+
+    5e-5, times 10 for LoRA, times (2000 / hidden_size)^0.781: the fit for Llama models that "LoRA Without Regret"
+    (Schulman et al., 2025) publishes; the other tuners' rates are scaled alike, which is our guess.
+    """
+    at_2000 = DEFAULT_RATES["peft" if isinstance(tuner, Peft) else word_of(tuner)]
+    return at_2000 * (_WIDTH / max(hidden_size, _NARROWEST)) ** _POWER
 
 
 def options_of(tuner: Any) -> dict[str, Any]:
