@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from corpora.synthetic import write_corpus
 from optimizers.local_lm import local_lm
-from optimizers.local_lm.training.fit import cpu_has_bf16
 from optimizers.local_lm.training.objectives import PAD_MULTIPLE
 from optimizers.local_lm.training.order import schedule
 from optimizers.local_lm.training.rows import encode, n_tokens
 from optimizers.local_lm.training.settings import settings_from
+from optimizers.machine import cpu_has_bf16
 from program.base_model.train import HELD_BACK
 
 WARM_STEPS = 3

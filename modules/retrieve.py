@@ -41,14 +41,28 @@ class Retrieve(dspy.Module):
     ) -> None:
         super().__init__()
         settings = settings or read_settings(index.folder)
-        self.index, self.reranker = index, reranker
-        self.settings = settings if k is None else replace(settings, k=k)
+        self.reranker = reranker
+        self._now = index, settings if k is None else replace(settings, k=k)
         self.rewrite = dspy.Predict(WriteSearchQuery) if rewrite else None
+
+    @property
+    def index(self) -> PassageIndex:
+        """What is searched now."""
+        return self._now[0]
+
+    @property
+    def settings(self) -> RetrievalSettings:
+        """The numbers that are used now."""
+        return self._now[1]
 
     @property
     def k(self) -> int:
         """How many passages are chosen before others are added."""
         return self.settings.k
+
+    def swap(self, index: PassageIndex, settings: RetrievalSettings) -> None:
+        """Search `index` with `settings` from the next call on; a call that runs ends on what it began with."""
+        self._now = index, settings
 
     def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:
         """`Prediction(passages, scores, contract_ids, query, absent)`; StoreError as the index raises it.
@@ -58,26 +72,26 @@ class Retrieve(dspy.Module):
         (then without an opening) where it names none; `contract_ids` are those searched, () for all. `absent` is
         whether the best cosine is below the settings' threshold, None without one.
         """
-        to = Route((contract_id,), question) if contract_id is not None else self._route(question)
+        index, settings = self._now  # once: another thread may swap them
+        to = Route((contract_id,), question)
+        if contract_id is None:
+            to = route(_router(index), question) if settings.route else Route((), question)
         query = self._query(bare_question(to.question))
-        ranked = rank(self.index, query, to.contract_ids, self.settings)
+        ranked = rank(index, query, to.contract_ids, settings)
         if self.reranker is not None:
-            n = max(self.settings.reranked, self.settings.k)
+            n = max(settings.reranked, settings.k)
             ranked = (*self.reranker(query, ranked[:n]), *ranked[n:])
-        chosen = list(with_neighbours(self.index, ranked[: self.settings.k], self.settings.neighbours))
-        chosen += self._definitions(chosen)
-        if self.settings.opening:
-            chosen += self._openings(to.contract_ids, ranked, chosen)
+        chosen = list(with_neighbours(index, ranked[: settings.k], settings.neighbours))
+        chosen += _definitions(index, chosen, settings.definitions)
+        if settings.opening:
+            chosen += _openings(index, to.contract_ids, ranked, chosen)
         return dspy.Prediction(
             passages=[hit.passage for hit in chosen],
             scores=[hit.score for hit in chosen],
             contract_ids=to.contract_ids,
             query=query,
-            absent=self._absent(query, to.contract_ids),
+            absent=_absent(index, query, to.contract_ids, settings.absence_threshold),
         )
-
-    def _route(self, question: str) -> Route:
-        return route(_router(self.index), question) if self.settings.route else Route((), question)
 
     def _query(self, question: str) -> str:
         """What the predictor writes; the question itself where there is none, or what it says cannot be read."""
@@ -87,29 +101,6 @@ class Retrieve(dspy.Module):
             return (self.rewrite(question=question).query or "").strip() or question
         except AdapterParseError:
             return question
-
-    def _definitions(self, chosen: Sequence[Hit]) -> list[Hit]:
-        added: list[Hit] = []
-        for contract_id in dict.fromkeys(hit.passage.contract_id for hit in chosen):
-            own = [hit for hit in chosen if hit.passage.contract_id == contract_id]
-            text, passages = self.index.contract_text(contract_id), self.index.passages(contract_id)
-            limit = self.settings.definitions - len(added)
-            if limit > 0:
-                defining = defining_passages(text, passages, [hit.passage for hit in own], limit)
-                added += [Hit(passage, own[0].score) for passage in defining]
-        return added
-
-    def _openings(self, contract_ids: Sequence[str], ranked: Sequence[Hit], chosen: Sequence[Hit]) -> list[Hit]:
-        scores = {hit.passage.id: hit.score for hit in ranked}
-        shown = {hit.passage.id for hit in chosen}
-        openings = [self.index.passages(contract_id)[0] for contract_id in contract_ids]
-        return [Hit(p, scores.get(p.id, 0.0)) for p in openings if p.id not in shown]
-
-    def _absent(self, query: str, contract_ids: Sequence[str]) -> bool | None:
-        if self.settings.absence_threshold is None:
-            return None
-        best = [hit.score for key in contract_ids or (None,) for hit in self.index.search(query, 1, key)]
-        return max(best, default=-1.0) < self.settings.absence_threshold
 
 
 def rank(index: PassageIndex, query: str, contract_ids: Sequence[str], settings: RetrievalSettings) -> tuple[Hit, ...]:
@@ -137,6 +128,34 @@ def _rank_one(index: PassageIndex, query: str, contract_id: str | None, settings
     else:
         fused = weighted_sum(rankings, weights)
     return [Hit(passages[key], score) for key, score in fused]
+
+
+def _definitions(index: PassageIndex, chosen: Sequence[Hit], most: int) -> list[Hit]:
+    added: list[Hit] = []
+    for contract_id in dict.fromkeys(hit.passage.contract_id for hit in chosen):
+        own = [hit for hit in chosen if hit.passage.contract_id == contract_id]
+        text, passages = index.contract_text(contract_id), index.passages(contract_id)
+        limit = most - len(added)
+        if limit > 0:
+            defining = defining_passages(text, passages, [hit.passage for hit in own], limit)
+            added += [Hit(passage, own[0].score) for passage in defining]
+    return added
+
+
+def _openings(
+    index: PassageIndex, contract_ids: Sequence[str], ranked: Sequence[Hit], chosen: Sequence[Hit]
+) -> list[Hit]:
+    scores = {hit.passage.id: hit.score for hit in ranked}
+    shown = {hit.passage.id for hit in chosen}
+    openings = [index.passages(contract_id)[0] for contract_id in contract_ids]
+    return [Hit(p, scores.get(p.id, 0.0)) for p in openings if p.id not in shown]
+
+
+def _absent(index: PassageIndex, query: str, contract_ids: Sequence[str], threshold: float | None) -> bool | None:
+    if threshold is None:
+        return None
+    best = [hit.score for key in contract_ids or (None,) for hit in index.search(query, 1, key)]
+    return max(best, default=-1.0) < threshold
 
 
 def with_neighbours(index: PassageIndex, hits: Sequence[Hit], n: int) -> Iterator[Hit]:

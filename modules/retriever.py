@@ -239,6 +239,15 @@ class PassageIndex:
         """The contract's passages in its order, the same tuple until it changes; StoreError if it is not there."""
         return self._get(contract_id).passages
 
+    @property
+    def embedder(self) -> Embedder:
+        """What the passages were embedded by."""
+        return self._embedder
+
+    def embedded_text(self, passage: Passage) -> str:
+        """The text that is embedded for a passage: its own, behind its headings where the index embeds those."""
+        return embedded_text(passage) if self.cut["embed_headings"] else folded(passage.text)
+
     def search(self, query: str, k: int = 4, contract_id: str | None = None) -> tuple[Hit, ...]:
         """The `k` passages nearest to `query`, best first, of one contract or of all; fewer only if there are fewer."""
         return self.search_many([query], k, contract_id)[0]
@@ -282,7 +291,7 @@ class PassageIndex:
         bound: dict[str, Any] = {}
         if count_tokens is not None:
             bound["max_tokens"] = self._max_tokens
-            bound["count_tokens"] = lambda passages: count_tokens([self._embedded_text(p) for p in passages])
+            bound["count_tokens"] = lambda passages: count_tokens([self.embedded_text(p) for p in passages])
         return cut_passages(
             contract,
             max_chars=self.cut["max_chars"],
@@ -290,9 +299,6 @@ class PassageIndex:
             heading_path=self.cut["embed_headings"],
             **bound,
         )
-
-    def _embedded_text(self, passage: Passage) -> str:
-        return embedded_text(passage) if self.cut["embed_headings"] else folded(passage.text)
 
     def _new_generation(self) -> None:
         self._generation = uuid.uuid4().hex
@@ -330,7 +336,7 @@ class PassageIndex:
         slices = []
         for i in range(0, len(passages), _SLICE_PASSAGES):
             some = passages[i : i + _SLICE_PASSAGES]
-            slices.append(embed(self._embedder, [self._embedded_text(passage) for passage in some]))
+            slices.append(embed(self._embedder, [self.embedded_text(passage) for passage in some]))
             on_passages(len(some))
         vectors = np.concatenate(slices)
         fresh = {stored.contract.id: stored for stored in batch}

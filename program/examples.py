@@ -10,9 +10,10 @@ from modules.signatures import NOT_FOUND
 
 
 def to_examples(corpus: Corpus) -> list[dspy.Example]:
-    """One example per label, in order: inputs `question` and `contract_id`; gold `answer`, `quotes`, `found`.
+    """One example per label, in order: inputs `question` and `contract_id`; gold `answer`, `quotes`, `found`, `spans`.
 
-    Raises CorpusError for a corpus without questions: there would be nothing to train on, or to score.
+    `spans` are the quotes' half-open character offsets in the contract. Raises CorpusError for a corpus without
+    questions: there would be nothing to train on, or to score.
     """
     if not corpus.labels:
         raise CorpusError(
@@ -28,6 +29,7 @@ def _to_example(label: Label, text: str) -> dspy.Example:
         question=label.question.text, contract_id=label.question.contract_id,
         question_id=label.question.id, category=label.question.category,
         answer=(label.answer or ", ".join(quotes)) if quotes else NOT_FOUND, quotes=quotes, found=bool(quotes),
+        spans=[(span.start, span.end) for span in label.spans],
     ).with_inputs("question", "contract_id")  # fmt: skip
 
 

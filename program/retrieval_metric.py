@@ -24,6 +24,20 @@ def character_scores(gold: Iterable[Place], retrieved: Iterable[Place]) -> tuple
     return (shared / n_got if n_got else float("nan")), (shared / n_wanted if n_wanted else float("nan"))
 
 
+def recall_in_chars(gold: Iterable[Place], ranked: Iterable[Place], n_chars: int) -> float:
+    """Share of the gold characters that stand in the first `n_chars` retrieved; nan where there is no gold text.
+
+    What is retrieved twice is read twice; the last place is cut where the characters are used up.
+    """
+    read: list[Place] = []
+    for contract_id, span in ranked:
+        if n_chars <= 0:
+            break
+        read.append((contract_id, Span(span.start, min(span.end, span.start + n_chars))))
+        n_chars -= span.end - span.start
+    return character_scores(gold, read)[1]
+
+
 def _united(places: Iterable[Place]) -> dict[str, list[Span]]:
     """The places of each contract as spans that do not overlap."""
     united: dict[str, list[Span]] = {}

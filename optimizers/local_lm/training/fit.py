@@ -37,6 +37,7 @@ from optimizers.local_lm.training.watch import Progress, Watch, explained
 from optimizers.local_lm.tuning.adapters import count_trainable, drop_adapter, keep_adapter, training
 from optimizers.local_lm.tuning.tuners import options_of, word_of
 from optimizers.local_lm.weights import Weights, spares_memory
+from optimizers.machine import cpu_has_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -195,11 +196,6 @@ def _arguments(task: Task, steps: int, folder: Path) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": not settings.progress,
     }
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies in bfloat16."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _kept(task: Task) -> str:
