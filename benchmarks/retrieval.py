@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from corpora.cuad import bare_question, read_cuad
-from corpora.splits import sample_contracts, split_corpus
+from corpora.splits import Split, sample_contracts, split_corpus
 from corpora.types import Contract, Corpus, Label, Passage, Span
 from modules.definitions import defining_passages
 from modules.embedder import load_embedder
@@ -254,12 +254,16 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
+def split(corpus: Corpus) -> Split:
+    """60 contracts to choose on and 60 to score on, of a small corpus three in ten; the same in every run."""
+    share = min(N_HELD_OUT / len(corpus.contracts), 0.3)
+    return split_corpus(corpus, fractions=(1 - 2 * share, share, share), seed=SPLIT_SEED)
+
+
 def read(args: argparse.Namespace) -> tuple[Corpus | None, Corpus]:
     """Training and test contracts; those split off one corpus are the same in every run."""
     if args.corpus:
-        corpus = read_cuad(args.corpus)
-        share = min(N_HELD_OUT / len(corpus.contracts), 0.3)
-        parts = split_corpus(corpus, fractions=(1 - 2 * share, share, share), seed=SPLIT_SEED)
+        parts = split(read_cuad(args.corpus))
         train, test = parts.train, parts.test
     else:
         train, test = (read_cuad(args.train) if args.train else None), read_cuad(args.test)

@@ -70,7 +70,7 @@ class EmbedderSettings:
     loss: str = "mnrl"
     symmetric: bool = True
     scale: float = 20.0
-    mini_batch_size: int = 16
+    mini_batch_size: int = 8
     validations: int = 4
     patience: int = 2
     bf16: bool | None = None
@@ -108,6 +108,10 @@ def train_embedder(
             "answer it, are needed. Give more labelled questions."
         )
     model = copy.deepcopy(embedder)
+    # With dropout, attention leaves its fast path: on a CPU a step took half as long again (benchmarks/LOG.md).
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     watch = _Watch(model, score, settings, len(batches))
     with tempfile.TemporaryDirectory() as scratch:
         trainer = SentenceTransformerTrainer(
@@ -180,6 +184,8 @@ def _draw_batch(
         batch.append((rng.choice(row.wordings), row.positive, *wrong))
         topics.add(row.topic)
         answered |= others
+    # Texts that are embedded together are padded to the longest of them.
+    batch.sort(key=lambda texts: len(texts[1]))
     # One question alone, without a wrong passage, teaches nothing.
     return (batch if len(batch) > 1 or n_wrong else []), left
 
@@ -219,6 +225,7 @@ def _arguments(
         use_cpu=model.device.type == "cpu",
         seed=settings.seed,
         logging_steps=max(1, len(sizes) // 20),
+        logging_nan_inf_filter=False,
         save_strategy="no",
         report_to=[],
         disable_tqdm=not settings.progress,

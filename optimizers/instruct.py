@@ -20,9 +20,14 @@ class InstructTune(SteadyFinetune):
     def compile(
         self, student: dspy.Module, trainset: list[dspy.Example], teacher: dspy.Module | list[dspy.Module] | None = None
     ) -> dspy.Module:
-        """As SteadyFinetune.compile; the teacher's signatures and demonstrations become the student's."""
+        """As SteadyFinetune.compile; the teacher's signatures and demonstrations become the student's.
+
+        A teacher with a method `follow` is given the student first, to take over what else of it shows in prompts.
+        """
         teachers = teacher if isinstance(teacher, list) else [teacher]
         for each in teachers:
+            if hasattr(each, "follow"):
+                each.follow(student)
             for theirs, own in zip(each.predictors() if each else [], student.predictors(), strict=False):
                 theirs.signature = own.signature
                 theirs.demos = [] if self.exclude_demos else own.demos

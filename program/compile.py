@@ -24,8 +24,10 @@ from program.contract_review import ContractReview
 from program.evaluate import score_program
 from program.examples import sample_examples, to_examples
 from program.provenance import data_record, version_record
-from program.recipes import PROMPT_CANDIDATES, Stage, check_recipe, chosen, run_recipe
+from program.recipes import PROMPT_CANDIDATES, Questions, Stage, check_recipe, chosen, run_recipe
 from program.report import write_report
+from program.retrieval_tuning import ReviewRetrieval
+from program.run_retrieval import keep_retrieval
 from program.runlog import logged
 from program.runs import RunFolder, refuse_if_taken
 from program.summary import summarize
@@ -58,7 +60,7 @@ def compile(
     check_recipe(config)
     refuse_if_taken(Path(config.out).absolute(), overwrite)
     split = read_split(config, say)
-    train, val = _training_examples(config, split)
+    questions = _questions(config, split)
     test = to_examples(split.test)
     # What cannot be removed from the scratch folder must not hide the error that the run ended with.
     scratch_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -70,6 +72,7 @@ def compile(
         run.write_json("config.json", asdict(config))
         run.write_json("versions.json", version_record(command))
         run.write_json("data.json", _data(config, split))
+        began_indexing = time.perf_counter()
         index = PassageIndex.build(
             split.train.contracts + split.val.contracts + split.test.contracts,
             folder=run.folder / "index",
@@ -77,18 +80,24 @@ def compile(
             max_chars=config.max_chars,
             progress=progress,
         )
+        indexing_s = time.perf_counter() - began_indexing
+        retrieval = ReviewRetrieval(run.folder / "retriever", seed=config.seed, progress=progress)
         try:
             # Truncated completions of a weak model would fill the terminal with one warning each.
             with logged(run.folder / "compile.log"), dspy.context(lm=lm, adapter=build_adapter()):
                 program = ContractReview(index, config.k_passages)
                 program.set_lm(lm)
-                say(estimate(program, config, train, val, test))
+                say(estimate(program, config, questions, test, indexing_s))
                 rows = score_program(program, test, "base", threads=config.threads, progress=progress)
                 run.append_scores("base", rows)
-                teacher = LabelTeacher(index, train, config.k_passages)
+                teacher = LabelTeacher(index, questions.train, config.k_passages)
                 teacher.set_lm(lm)
-                say(f"compiling {config.recipe!r} on {len(train)} questions, choosing on {len(val)}")
-                stages = run_recipe(program, config, build_adapter(), trainset=train, valset=val, teacher=teacher)
+                n_train, n_val = len(questions.train), len(questions.val)
+                say(f"compiling {config.recipe!r} on {n_train} questions, choosing on {n_val}")
+                stages = run_recipe(
+                    program, config, build_adapter(),
+                    questions=questions, teacher=teacher, retrieval=retrieval, progress=progress,
+                )  # fmt: skip
                 for stage in stages[1:]:
                     scored = score_program(stage.program, test, stage.recipe, threads=config.threads, progress=progress)
                     run.append_scores(stage.recipe, scored)
@@ -96,7 +105,8 @@ def compile(
                 best = chosen(stages)
                 _keep(run, stages, best, Path(scratch))
         finally:
-            index.close()
+            for one in (index, *retrieval.made):
+                one.close()
         summary = summarize(rows, seed=config.seed) | {"chosen": best.recipe or "base"}
         run.write_json("summary.json", summary)
         write_report(run.folder)  # before the run is called complete: its report is part of it
@@ -142,12 +152,16 @@ def build_adapter() -> dspy.ChatAdapter:
     return dspy.ChatAdapter(use_json_adapter_fallback=False)
 
 
-def estimate(program: dspy.Module, config: CompileConfig, train: list, val: list, test: list) -> str:
+def estimate(
+    program: ContractReview, config: CompileConfig, questions: Questions, test: list, indexing_s: float
+) -> str:
     """Calls, training rows and minutes to expect, from as many calls timed now as are in flight together.
 
-    A training row counts as two calls an epoch (measured on the bundled model and a CPU: benchmarks/LOG.md).
+    A training row counts as two calls an epoch, tuning the retriever as twice the embedding of all passages and five
+    times that of what it learns from (measured on the bundled models and a CPU: benchmarks/LOG.md).
     """
     probe = test[:: max(1, len(test) // config.threads)][: config.threads]
+    index = program.retrieve.index
     program = program.deepcopy()
     program.set_lm(program.get_lm().copy(cache=False))  # else these calls' scores would be timed as cache hits
     score_program(program, probe[:2], "warm-up", threads=2, progress=False)
@@ -155,19 +169,27 @@ def estimate(program: dspy.Module, config: CompileConfig, train: list, val: list
     score_program(program, probe, "probe", threads=config.threads, progress=False)
     per_call_s = (time.perf_counter() - began) / len(probe)
     steps = config.recipe.split(" -> ")
-    scoring = (len(steps) + 1) * (len(val) + len(test))
-    prompts = steps.count("p") * (PROMPT_CANDIDATES + 2) * len(val)
-    rows = steps.count("s") * len(train)
+    scoring = (len(steps) + 1) * (len(questions.val) + len(test))
+    prompts = steps.count("p") * (PROMPT_CANDIDATES + 2) * len(questions.val)
+    rows = steps.count("s") * len(questions.train)
     seconds = per_call_s * (scoring + prompts + 2 * rows * config.sft_epochs)
+    learnt = sum(bool(example.spans) for example in questions.all_train)
+    tuning_s = indexing_s * (2 + 5 * 4 * learnt / index.n_passages)
+    seconds += steps.count("r") * tuning_s
     return (
         f"about {scoring + prompts} calls and {rows} training rows x {config.sft_epochs:g} epochs: roughly "
         f"{seconds / 60:.0f} min here ({per_call_s:.2f} s a call at {config.threads} threads)"
     )
 
 
-def _training_examples(config: CompileConfig, split: Split) -> tuple[list[dspy.Example], list[dspy.Example]]:
-    train = sample_examples(to_examples(split.train), config.max_train_questions, config.seed)
-    return train, sample_examples(to_examples(split.val), config.max_val_questions, config.seed)
+def _questions(config: CompileConfig, split: Split) -> Questions:
+    train, val = to_examples(split.train), to_examples(split.val)
+    return Questions(
+        sample_examples(train, config.max_train_questions, config.seed),
+        sample_examples(val, config.max_val_questions, config.seed),
+        all_train=train,
+        all_val=val,
+    )
 
 
 def _data(config: CompileConfig, split: Split) -> dict[str, Any]:
@@ -177,8 +199,9 @@ def _data(config: CompileConfig, split: Split) -> dict[str, Any]:
 
 
 def _keep(run: RunFolder, stages: list[Stage], best: Stage, scratch: Path) -> None:
-    """Save the chosen program, every stage's validation score and every adapter's training log."""
+    """Save the chosen program, what it retrieves with, every stage's validation score and the training logs."""
     save_program(best.program, run.folder / "program")
+    keep_retrieval(run, best.program.retrieve)
     run.write_json(
         "stages.json", [{"recipe": s.recipe or "base", "validation_score": s.validation_score} for s in stages]
     )

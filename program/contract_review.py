@@ -2,6 +2,7 @@
 
 import dspy
 
+from modules.retrieval_settings import RetrievalSettings
 from modules.retrieve import Retrieve
 from modules.retriever import PassageIndex
 from modules.reviewer import Reviewer
@@ -10,9 +11,12 @@ from modules.reviewer import Reviewer
 class ContractReview(dspy.Module):
     """Retrieve passages from an index, review them; what optimizers compile and releases hold."""
 
-    def __init__(self, index: PassageIndex, k_passages: int = 4) -> None:
+    def __init__(
+        self, index: PassageIndex, k_passages: int | None = 4, *, settings: RetrievalSettings | None = None
+    ) -> None:
+        """`settings` are those of `Retrieve`; `k_passages` is put in the place of their k, unless it is None."""
         super().__init__()
-        self.retrieve = Retrieve(index, k=k_passages)
+        self.retrieve = Retrieve(index, k=k_passages, settings=settings)
         self.reviewer = Reviewer()
 
     def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:

@@ -13,6 +13,7 @@ import dspy
 
 from corpora.cuad import CATEGORIES, question_text, read_cuad
 from modules.embedder import load_embedder
+from modules.retrieval_settings import RetrievalSettings
 from modules.retriever import PassageIndex
 from optimizers.local_lm import load_program
 from program.compile import CompileResult, build_adapter, build_lm
@@ -22,6 +23,7 @@ from program.evaluate import score_program
 from program.examples import to_examples
 from program.provenance import data_record, version_record
 from program.report import write_report
+from program.run_retrieval import read_retrieval
 from program.runs import RunError, RunFolder, read_run
 from program.summary import summarize
 
@@ -47,18 +49,21 @@ def evaluate_run(
         index = PassageIndex.build(
             labelled.contracts, folder=Path(scratch) / "index", embedder=load_embedder(), max_chars=config.max_chars
         )
+        retrieval = read_retrieval(run)
+        own = index if retrieval.embedder is None else retrieval.build(labelled.contracts, Path(scratch) / "own")
         try:
             lm = build_lm(config, Path(scratch))
             with dspy.context(lm=lm, adapter=build_adapter()):
                 base = ContractReview(index, config.k_passages)
                 base.set_lm(lm)
-                compiled = _load(run, index, config, Path(scratch))
+                compiled = _load(run, own, retrieval.settings, config, Path(scratch))
                 for stage, program in (("base", base), (chosen, compiled))[chosen == "base" :]:
                     scored = score_program(program, examples, stage, threads=config.threads)
                     folder.append_scores(stage, scored)
                     rows += scored
         finally:
-            index.close()
+            for one in {index, own}:
+                one.close()
         summary = summarize(rows, seed=config.seed) | {"chosen": chosen}
         folder.write_json("summary.json", summary)
         write_report(folder.folder)
@@ -81,10 +86,11 @@ def ask_run(run: Path, question: str, contract_id: str | None) -> dspy.Predictio
 def open_run(run: Path) -> Iterator[ContractReview]:
     """A run's program on the run's own index, ready to be called inside the block."""
     config, _ = read_compiled(run)
-    index = PassageIndex.open(run / "index", load_embedder())
+    retrieval = read_retrieval(run)
+    index = retrieval.open()
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            program = _load(run, index, config, Path(scratch))
+            program = _load(run, index, retrieval.settings, config, Path(scratch))
             with dspy.context(adapter=build_adapter()):
                 yield program
     finally:
@@ -101,6 +107,8 @@ def read_compiled(run: Path) -> tuple[CompileConfig, str]:
     return CompileConfig(**known.config), json.loads((run / "summary.json").read_text(encoding="utf-8"))["chosen"]
 
 
-def _load(run: Path, index: PassageIndex, config: CompileConfig, scratch: Path) -> ContractReview:
-    program = ContractReview(index, config.k_passages)
+def _load(
+    run: Path, index: PassageIndex, settings: RetrievalSettings, config: CompileConfig, scratch: Path
+) -> ContractReview:
+    program = ContractReview(index, None, settings=settings)
     return load_program(program, run / "program", name_or_path=config.lm, work_dir=scratch)

@@ -6,14 +6,20 @@ from dataclasses import dataclass
 import dspy
 from dspy.teleprompt import BetterTogether, BootstrapFewShotWithRandomSearch
 
+from optimizers.embedder import EmbedderSettings
 from optimizers.errors import TrainingError
 from optimizers.instruct import InstructTune
+from optimizers.retriever import RetrieverTune, TunableRetrieval
 from optimizers.stock import on_own_lm
 from program.config import CompileConfig, ConfigError
 from program.metrics import review_metric
 from program.teacher import teaches
 
-STEPS = {"p": "prompts: demonstrations chosen by random search", "s": "weights: LoRA on the labels"}
+STEPS = {
+    "p": "prompts: demonstrations chosen by random search",
+    "r": "retriever: embedder trained on the labels, ranking fitted",
+    "s": "weights: LoRA on the labels",
+}
 PROMPT_CANDIDATES = 2
 
 
@@ -26,7 +32,19 @@ class Stage:
     validation_score: float
 
 
-def build_optimizers(config: CompileConfig, adapter: dspy.Adapter) -> dict[str, dspy.teleprompt.Teleprompter]:
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What a recipe learns from and chooses on; "r", which asks no language model, takes all labels of both sides."""
+
+    train: list[dspy.Example]
+    val: list[dspy.Example]
+    all_train: list[dspy.Example]
+    all_val: list[dspy.Example]
+
+
+def build_optimizers(
+    config: CompileConfig, adapter: dspy.Adapter, retrieval: TunableRetrieval, *, progress: bool = True
+) -> dict[str, dspy.teleprompt.Teleprompter]:
     """The optimizer of each letter. Raises ConfigError for a letter that is not in STEPS."""
     check_recipe(config)
     # In "s -> p" the search has to ask the weights that "s" has made, and stock would ask the base.
@@ -51,7 +69,8 @@ def build_optimizers(config: CompileConfig, adapter: dspy.Adapter) -> dict[str, 
         exclude_demos=True,
         num_threads=config.threads,
     )  # fmt: skip
-    return {"p": prompts, "s": weights}
+    retriever = RetrieverTune(retrieval, EmbedderSettings(seed=config.seed, progress=progress))
+    return {"p": prompts, "r": retriever, "s": weights}
 
 
 def check_recipe(config: CompileConfig) -> None:
@@ -66,28 +85,35 @@ def run_recipe(
     config: CompileConfig,
     adapter: dspy.Adapter,
     *,
-    trainset: list[dspy.Example],
-    valset: list[dspy.Example],
+    questions: Questions,
     teacher: dspy.Module,
+    retrieval: TunableRetrieval,
+    progress: bool = True,
 ) -> list[Stage]:
     """Compile by the recipe; the stages in order, the uncompiled program first.
 
     Raises TrainingError where a step failed: BetterTogether would log that and return the best so far.
     """
-    together = BetterTogether(metric=review_metric, **build_optimizers(config, adapter))
+    optimizers = build_optimizers(config, adapter, retrieval, progress=progress)
+    compile_args = {
+        "p": {"teacher": None},
+        "r": {"trainset": questions.all_train, "valset": questions.all_val},
+        "s": {"teacher": teacher},
+    }
+    together = BetterTogether(metric=review_metric, **optimizers)
     watch = _FailureLog()
     logger = logging.getLogger("dspy.teleprompt.bettertogether")
     logger.addHandler(watch)
     try:
         best = together.compile(
             program,
-            trainset=trainset,
-            valset=valset,
+            trainset=questions.train,
+            valset=questions.val,
             num_threads=config.threads,
-            max_errors=len(valset),
+            max_errors=len(questions.val),
             seed=config.seed,
             strategy=config.recipe,
-            optimizer_compile_args={"p": {"teacher": None}, "s": {"teacher": teacher}},
+            optimizer_compile_args={key: given for key, given in compile_args.items() if key in optimizers},
         )
     finally:
         logger.removeHandler(watch)

@@ -49,12 +49,14 @@ class ReviewRetrieval:
     """`TunableRetrieval` of a program with a `Retrieve` at `program.retrieve`.
 
     New indexes stand in folders of their own below `folder`, each with its embedder beside it; nothing is deleted.
-    `val_contracts` bounds how many contracts an embedder is scored on while it is trained.
+    `made` are those indexes, open: close them. `val_contracts` bounds how many contracts an embedder is scored on
+    while it is trained.
     """
 
     def __init__(self, folder: Path | str, *, val_contracts: int = 12, seed: int = 0, progress: bool = True) -> None:
         self.folder, self.val_contracts = Path(folder), val_contracts
         self.seed, self.progress = seed, progress
+        self.made: list[PassageIndex] = []
 
     def embedder(self, program: dspy.Module) -> SentenceTransformer:
         """The embedder of the program's index. Raises StoreError where it is none that can be trained."""
@@ -110,6 +112,7 @@ class ReviewRetrieval:
             (old.contract(key) for key in old.contract_ids),
             folder=folder / "index", embedder=embedder, progress=self.progress, **old.cut,
         )  # fmt: skip
+        self.made.append(new)
         return _with(program, new, program.retrieve.settings)
 
     def fitted(self, program: dspy.Module, examples: Sequence[dspy.Example]) -> tuple[dspy.Module, float]:

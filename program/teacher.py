@@ -26,6 +26,10 @@ class LabelTeacher(ContractReview):
         super().__init__(index, k_passages)
         self.gold = {(e.contract_id, e.question): e for e in examples}
 
+    def follow(self, student: dspy.Module) -> None:
+        """Retrieve as the student does: a tuned retriever shows other passages."""
+        self.retrieve.swap(student.retrieve.index, student.retrieve.settings)
+
     def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:
         """As the student's; KeyError for a question without a label."""
         gold = self.gold[contract_id, question]

@@ -9,7 +9,7 @@ from optimizers.errors import TrainingError
 from optimizers.instruct import InstructTune
 from program import recipes
 from program.config import CompileConfig, ConfigError
-from program.recipes import Stage, build_optimizers, chosen, run_recipe
+from program.recipes import Questions, Stage, build_optimizers, chosen, run_recipe
 
 ADAPTER = dspy.ChatAdapter(use_json_adapter_fallback=False)
 CONFIG = CompileConfig("c.json", threads=1)
@@ -50,8 +50,9 @@ class Fail(Teleprompter):
 
 def _run(monkeypatch, **steps):
     examples = [dspy.Example(question=str(i), answer="yes").with_inputs("question") for i in range(8)]
-    monkeypatch.setattr(recipes, "build_optimizers", lambda config, adapter: steps)
-    return run_recipe(Skilled(), CONFIG, ADAPTER, trainset=examples, valset=examples, teacher=Skilled())
+    monkeypatch.setattr(recipes, "build_optimizers", lambda *_, **__: steps)
+    questions = Questions(examples, examples, all_train=examples * 2, all_val=examples * 3)
+    return run_recipe(Skilled(), CONFIG, ADAPTER, questions=questions, teacher=Skilled(), retrieval=None)
 
 
 def test_the_stages_come_in_order_with_their_validation_scores(monkeypatch):
@@ -78,8 +79,8 @@ def test_of_equals_the_earliest_is_chosen():
 
 def test_an_unknown_step_is_refused():
     with pytest.raises(ConfigError, match=r"\['q'\]"):
-        build_optimizers(CompileConfig("c.json", recipe="p -> q"), ADAPTER)
-    assert set(build_optimizers(CONFIG, ADAPTER)) == set(recipes.STEPS)
+        build_optimizers(CompileConfig("c.json", recipe="p -> q"), ADAPTER, None)
+    assert set(build_optimizers(CONFIG, ADAPTER, None)) == set(recipes.STEPS)
 
 
 class Ask(dspy.Module):
@@ -131,7 +132,7 @@ def test_prompts_are_searched_on_the_programs_own_weights():
     student = dspy.Predict("question -> answer")
     student.lm = tuned
     examples = [dspy.Example(question=str(i), answer="yes", found=True).with_inputs("question") for i in range(4)]
-    prompts = build_optimizers(CONFIG, ADAPTER)["p"]
+    prompts = build_optimizers(CONFIG, ADAPTER, None)["p"]
     prompts.metric = lambda example, prediction, trace=None: prediction.answer == example.answer
     with dspy.context(lm=base, adapter=ADAPTER):
         best = prompts.compile(student, trainset=examples, valset=examples)

@@ -1,0 +1,68 @@
+"""Which index, embedder and numbers a run's program retrieves with: `retrieval.json` in the run.
+
+    {"index": "retriever/3f2a91c0/index", "embedder": "retriever/3f2a91c0/embedder", "settings": {"k": 4, ...},
+     "cut": {"max_chars": 600, "overlap_chars": 0, "embed_headings": false}}
+
+Paths are below the run; an embedder of null is the packaged one.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from corpora.types import Contract
+from modules.embedder import load_embedder
+from modules.retrieval_settings import RetrievalSettings
+from modules.retrieve import Retrieve
+from modules.retriever import PassageIndex
+from program.runs import RunError, RunFolder
+
+FILE_NAME = "retrieval.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRetrieval:
+    """What `retrieval.json` says, its paths made whole."""
+
+    index: Path
+    embedder: Path | None
+    settings: RetrievalSettings
+    cut: dict[str, Any]
+
+    def open(self) -> PassageIndex:
+        """The run's own index; StoreError, EmbedderError."""
+        return PassageIndex.open(self.index, self._embedder())
+
+    def build(self, contracts: Iterable[Contract], folder: Path) -> PassageIndex:
+        """Other contracts, cut and embedded as the run's are."""
+        return PassageIndex.build(contracts, folder=folder, embedder=self._embedder(), **self.cut)
+
+    def _embedder(self) -> Any:
+        return load_embedder(None if self.embedder is None else str(self.embedder))
+
+
+def keep_retrieval(run: RunFolder, retrieve: Retrieve) -> None:
+    """Write what `retrieve`, whose index stands in the run's folder, uses now."""
+    index = retrieve.index
+    beside = index.folder.parent / "embedder"
+    root = run.folder.resolve()
+    run.write_json(
+        FILE_NAME,
+        {
+            "index": str(index.folder.relative_to(root)),
+            "embedder": str(beside.relative_to(root)) if beside.is_dir() else None,
+            "settings": asdict(retrieve.settings),
+            "cut": index.cut,
+        },
+    )
+
+
+def read_retrieval(run: Path) -> RunRetrieval:
+    """What the run in folder `run` retrieves with; RunError where it does not say."""
+    if not (run / FILE_NAME).is_file():
+        raise RunError(f"{run} has no {FILE_NAME}: an older version compiled it. Compile it again.")
+    told = json.loads((run / FILE_NAME).read_text(encoding="utf-8"))
+    embedder = run / told["embedder"] if told["embedder"] else None
+    return RunRetrieval(run / told["index"], embedder, RetrievalSettings(**told["settings"]), told["cut"])
