@@ -231,13 +231,13 @@ def whole_rows(corpus: Corpus, plain: PassageIndex, embedder: Embedder, settings
 def print_rows(title: str, rows: Sequence[Row]) -> None:
     """The table: percent, with intervals at k = 1, 4 and 8."""
     print(f"\n{title}: {len(rows[0].contracts)} questions, {len(set(rows[0].contracts))} contracts")
-    print(f"{'':34}{'P@1':>6}{'P@4':>6}" + "".join(f"{f'R@{k}':>{20 if k in (1, 4, 8) else 6}}" for k in K))
+    print(f"{'':34}{'P@1':>6}{'P@4':>6}" + "".join(f"{f'R@{k}':>{21 if k in (1, 4, 8) else 6}}" for k in K))
     for row in rows:
         cells = [f"{100 * row.precision[:, i].mean():6.1f}" for i in (0, 2)]
         for i, k in enumerate(K):
             found = mean_interval(row.recall[:, i], row.contracts)
             around = f" [{100 * found.low:.1f}, {100 * found.high:.1f}]" if k in (1, 4, 8) else ""
-            cells.append(f"{f'{100 * found.mean:.1f}{around}':>{20 if k in (1, 4, 8) else 6}}")
+            cells.append(f"{f'{100 * found.mean:.1f}{around}':>{21 if k in (1, 4, 8) else 6}}")
         print(f"{row.name:34}" + "".join(cells), flush=True)
 
 

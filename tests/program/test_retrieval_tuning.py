@@ -1,0 +1,149 @@
+import threading
+
+import numpy as np
+import pytest
+
+from corpora.synthetic import write_corpus
+from corpora.types import Span
+from modules.embedder import load_embedder
+from modules.index_files import StoreError
+from modules.retrieval_settings import RetrievalSettings
+from modules.retriever import PassageIndex
+from optimizers.embedder import EmbedderSettings
+from optimizers.retriever import RetrieverTune
+from program.contract_review import ContractReview
+from program.examples import to_examples
+from program.retrieval_tuning import Asked, ReviewRetrieval, answered, fit_fusion, fit_k, wordings
+
+SHORT = {"max_steps": 6, "batch_size": 8, "validations": 1, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return write_corpus(["juniper"], 6, seed=4)
+
+
+@pytest.fixture
+def program(corpus, tmp_path):
+    index = PassageIndex.build(
+        corpus.contracts, folder=tmp_path / "index", embedder=load_embedder(), max_chars=400, progress=False
+    )
+    yield ContractReview(index, 4)
+    index.close()
+
+
+def side(corpus, *numbers):
+    keys = [corpus.contracts[n].id for n in numbers]
+    return [example for example in to_examples(corpus) if example.contract_id in keys]
+
+
+def test_positives_hold_gold_text_and_negatives_do_not(corpus, program, tmp_path):
+    examples = side(corpus, 0, 1)
+    rows = ReviewRetrieval(tmp_path / "new").rows(program, examples)
+    asked = answered(examples)
+    assert {row.topic for row in rows} == {one.query for one in asked} and len(rows) >= len(asked)
+    index = program.retrieve.index
+    for one in asked:
+        own = [row for row in rows if row.topic == one.query and row.wordings == wordings(one.query)]
+        gold = [" ".join(index.contract_text(one.contract_id)[s.start : s.end].split()) for s in one.gold]
+        mine = [row for row in own if any(text in row.positive for text in gold)]
+        assert mine or any(len(text) > 300 for text in gold)
+        passages = [
+            p for p in index.passages(one.contract_id) if any(p.start < s.end and s.start < p.end for s in one.gold)
+        ]
+        touched = {index.embedded_text(passage) for passage in passages}
+        assert any(not touched & set(row.negatives) and row.negatives for row in own)
+
+
+def test_a_question_of_a_name_and_details_is_asked_by_each_too():
+    assert wordings("Audit Rights: May a party look into the books?") == (
+        "Audit Rights: May a party look into the books?", "Audit Rights", "May a party look into the books?",
+    )  # fmt: skip
+    assert wordings("Who may terminate?") == ("Who may terminate?",)
+
+
+def test_a_compile_leaves_the_old_index_as_it_was_and_makes_a_better_one(corpus, program, tmp_path):
+    retrieval = ReviewRetrieval(tmp_path / "new", progress=False)
+    old = program.retrieve.index
+    before = [old.search(one.query, 3, one.contract_id) for one in answered(side(corpus, 5))]
+    tune = RetrieverTune(retrieval, EmbedderSettings(**SHORT))
+    tuned = tune.compile(program, trainset=side(corpus, 0, 1, 2, 3), valset=side(corpus, 4))
+    try:
+        assert tune.log.kept and tune.log.score_after > tune.log.score_before
+        assert program.retrieve.index is old
+        assert before == [old.search(one.query, 3, one.contract_id) for one in answered(side(corpus, 5))]
+        new = tuned.retrieve.index
+        assert new.contract_ids == old.contract_ids and new.cut == old.cut and new.folder != old.folder
+        again = PassageIndex.open(new.folder, load_embedder(str(new.folder.parent / "embedder")))
+        assert again is new
+        with pytest.raises(StoreError, match="another embedder"):
+            PassageIndex.open(new.folder, load_embedder())
+    finally:
+        for index in retrieval.made:
+            index.close()
+
+
+def test_only_a_sentence_transformer_is_trained(program, tmp_path):
+    class Words:
+        def encode(self, sentences, **_):
+            return np.ones((len(sentences), 4))
+
+    index = PassageIndex.build((), folder=tmp_path / "words", embedder=Words(), progress=False)
+    program.retrieve.swap(index, RetrievalSettings())
+    with pytest.raises(StoreError, match="only a SentenceTransformer can be trained"):
+        ReviewRetrieval(tmp_path).embedder(program)
+    index.close()
+
+
+def test_the_fusion_that_finds_most_is_chosen(corpus, program):
+    index, asked = program.retrieve.index, answered(side(corpus, 0, 1))
+    settings, score = fit_fusion(index, asked, RetrievalSettings())
+    poor, low = fit_fusion(index, [Asked("zzz", one.contract_id, one.gold) for one in asked], RetrievalSettings())
+    assert score > low and poor.k == settings.k
+    # Questions in the gold text's own words: words find them, so they must weigh something.
+    own = [
+        Asked(index.contract_text(one.contract_id)[one.gold[0].start : one.gold[0].end], one.contract_id, one.gold)
+        for one in asked
+    ]
+    assert fit_fusion(index, own, RetrievalSettings(lexical_weight=0.0))[1] >= score
+
+
+def test_no_more_passages_are_taken_than_find_something(program, corpus):
+    index = program.retrieve.index
+    passages = index.passages(corpus.contracts[0].id)
+    asked = [Asked(p.text, p.contract_id, (Span(p.start, p.end),)) for p in passages[3:9]]
+    assert fit_k(index, asked, RetrievalSettings(k=8)) == 1
+
+
+def test_a_swap_is_whole_for_every_call(corpus, program, tmp_path):
+    """Two indexes with different settings are swapped to and fro while they are searched: no call mixes them."""
+    one = program.retrieve.index
+    two = PassageIndex.build(
+        corpus.contracts, folder=tmp_path / "two", embedder=load_embedder(), max_chars=800, progress=False
+    )
+    states = [(one, RetrievalSettings(k=2, opening=False)), (two, RetrievalSettings(k=5, opening=False))]
+    ids = [{p.id for key in index.contract_ids for p in index.passages(key)} for index, _ in states]
+    retrieve, key = program.retrieve, corpus.contracts[0].id
+    retrieve.swap(*states[0])
+    stop, mixed, seen = threading.Event(), [], set()
+
+    def ask():
+        while not stop.is_set():
+            found = {p.id for p in retrieve("Which law governs?", key).passages}
+            seen.add(len(found))
+            if not any(
+                len(found) == settings.k and found <= own for (_, settings), own in zip(states, ids, strict=True)
+            ):
+                mixed.append(found)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for i in range(200):
+        retrieve.swap(*states[i % 2])
+        stop.wait(0.005)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    two.close()
+    assert not mixed and seen == {2, 5}
