@@ -19,8 +19,9 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from corpora.cuad import bare_question
+from corpora.sentences import sentences
 from corpora.types import Passage, Span
-from modules.embedding import embed
+from modules.embedding import embed, folded
 from modules.index_files import StoreError
 from modules.retrieval_settings import RetrievalSettings
 from modules.retrieve import rank
@@ -32,6 +33,7 @@ BUDGETS_CHARS = (600, 1200, 2400, 4800)
 LEXICAL_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 RRF_CONSTANTS = (5.0, 10.0, 20.0, 60.0)
 _KEPT_NEGATIVES = 32
+_READ_FOR_SENTENCES = 4
 # Of the share of gold characters that k passages hold, fewer passages may lose so much.
 _K_LOSS = 0.01
 
@@ -69,21 +71,29 @@ class ReviewRetrieval:
         return embedder
 
     def rows(self, program: dspy.Module, examples: Sequence[dspy.Example]) -> list[SearchRow]:
-        """A row for each passage with the better part of a gold span, or mostly gold; its negatives hold no gold text.
+        """A row for each passage and each sentence with the better part of a gold span, or mostly gold.
 
-        Negatives are of the same contract, in the order in which the program ranks them now. Questions without an
-        answer give none.
+        Negatives are of the same contract and hold no gold text: passages as the program ranks them now, and sentences
+        of the passages with gold text and of the first without. Sentences are what `modules.spans` compares. Questions
+        without an answer give no rows.
         """
         index, settings = program.retrieve.index, program.retrieve.settings
         rows = []
         for asked in answered(examples):
             ranked = [hit.passage for hit in rank(index, asked.query, (asked.contract_id,), settings)]
-            negatives = tuple(index.embedded_text(p) for p in ranked if not any(_shared(p, s) for s in asked.gold))
-            rows += [
-                SearchRow(asked.query, wordings(asked.query), index.embedded_text(passage), negatives[:_KEPT_NEGATIVES])
-                for passage in ranked
-                if any(2 * _shared(passage, s) >= min(s.end - s.start, len(passage.text)) for s in asked.gold)
-            ]
+            right = [passage for passage in ranked if _is_gold(passage, asked.gold)]
+            wrong = [passage for passage in ranked if not any(_shared(passage, span) for span in asked.gold)]
+            said = [found for passage in (*right, *wrong[:_READ_FOR_SENTENCES]) for found in _sentences(passage)]
+            texts = index.embedded_text
+            for golden, others in (
+                ([texts(p) for p in right], [texts(p) for p in wrong]),
+                (
+                    [folded(s.text) for s in said if _is_gold(s, asked.gold)],
+                    [folded(s.text) for s in said if not any(_shared(s, span) for span in asked.gold)],
+                ),
+            ):
+                negatives = tuple(others[:_KEPT_NEGATIVES])
+                rows += [SearchRow(asked.query, wordings(asked.query), text, negatives) for text in golden]
         return rows
 
     def score(self, embedder: SentenceTransformer, program: dspy.Module, examples: Sequence[dspy.Example]) -> float:
@@ -185,6 +195,20 @@ def _gold(asked: Asked) -> list[Place]:
 
 def _place(passage: Passage) -> Place:
     return passage.contract_id, Span(passage.start, passage.end)
+
+
+def _sentences(passage: Passage) -> list[Passage]:
+    """The passage's sentences, each as a passage."""
+    found = [(passage.start + s.start, passage.start + s.end) for s in sentences(passage.text)]
+    return [
+        replace(passage, id="", start=a, end=b, text=passage.text[a - passage.start : b - passage.start])
+        for a, b in found
+    ]
+
+
+def _is_gold(passage: Passage, gold: Sequence[Span]) -> bool:
+    """Whether it holds the better part of a span, or is itself mostly in one."""
+    return any(2 * _shared(passage, span) >= min(span.end - span.start, len(passage.text)) for span in gold)
 
 
 def _shared(passage: Passage, span: Span) -> int:

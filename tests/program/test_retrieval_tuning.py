@@ -147,3 +147,14 @@ def test_a_swap_is_whole_for_every_call(corpus, program, tmp_path):
         thread.join()
     two.close()
     assert not mixed and seen == {2, 5}
+
+
+def test_sentences_are_learnt_too(corpus, program, tmp_path):
+    rows = ReviewRetrieval(tmp_path / "new").rows(program, side(corpus, 0))
+    index = program.retrieve.index
+    passages = {index.embedded_text(p) for key in index.contract_ids for p in index.passages(key)}
+    sentences = [row for row in rows if row.positive not in passages]
+    assert sentences and all(row.negatives for row in sentences)
+    text = " ".join(index.contract_text(corpus.contracts[0].id).split())
+    assert all(sentence in text for row in sentences for sentence in (row.positive, *row.negatives))
+    assert not any(row.positive in row.negatives for row in rows)
