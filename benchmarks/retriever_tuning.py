@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+
 from benchmarks.retrieval import Asked, Row, as_json, inside_hits, print_rows, reference, score, split
 from benchmarks.wordings import WORDINGS
 from corpora.cuad import bare_question, read_cuad
@@ -78,6 +80,7 @@ def main() -> None:
     parser.add_argument("--max-chars", type=int, default=600)
     parser.add_argument("--embedder", help="a folder or a hub id; default: the packaged all-MiniLM-L6-v2")
     parser.add_argument("--leave-out", nargs="+", default=[], help="categories to train without and to score alone")
+    parser.add_argument("--bf16", action="store_true", help="embed in bfloat16 too: faster, cosines within .005")
     parser.add_argument("--keep", type=Path, help="a new folder for the tuned index and its embedder")
     parser.add_argument("--out", type=Path, help="write every figure as JSON")
     args = parser.parse_args()
@@ -90,7 +93,8 @@ def main() -> None:
     test = sample_contracts(parts.test, args.max_contracts, seed=0) if args.max_contracts else parts.test
     settings = EmbedderSettings(max_steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate)
     print(f"{len(parts.train.contracts)} contracts to train on, {len(parts.val.contracts)} to choose on", flush=True)
-    with tempfile.TemporaryDirectory() as scratch:
+    embedding = torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
+    with tempfile.TemporaryDirectory() as scratch, embedding:
         keep = args.keep or Path(scratch) / "tuned"
         embedder = load_embedder(args.embedder)
         began = time.perf_counter()
