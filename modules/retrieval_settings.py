@@ -1,9 +1,12 @@
 """The numbers of retrieval that can be fitted, one frozen object, kept as `retrieval.json` beside an index."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
+from modules.absence import AnswerModel
 from modules.index_files import StoreError, read_retrieval, write_retrieval
 
 
@@ -15,8 +18,8 @@ class RetrievalSettings:
     (a weight of 0 leaves a ranking out); a reranker, where there is one, orders the `reranked` best anew. `opening`
     adds the contract's first passage, `neighbours` so many passages before and after each chosen one, `definitions` at
     most so many that define terms of the chosen ones. `route` first looks for the contract that a question of the whole
-    index names. Below `absence_threshold`, a cosine, the question counts as not answered there. `span_slope` and
-    `span_offset` make a span's score a confidence (`modules.spans`). Raises ValueError.
+    index names. `answers` tells how likely a contract answers the question at all (`modules.absence`).
+    `span_slope` and `span_offset` make a span's score a confidence (`modules.spans`). Raises ValueError.
     """
 
     k: int = 4
@@ -30,7 +33,7 @@ class RetrievalSettings:
     neighbours: int = 0
     definitions: int = 0
     route: bool = True
-    absence_threshold: float | None = None
+    answers: AnswerModel | None = None
     span_slope: float = 1.0
     span_offset: float = 0.0
 
@@ -57,11 +60,19 @@ def read_settings(folder: Path) -> RetrievalSettings:
             f"{', '.join(sorted(known))}. Take them out, or use the version that wrote them."
         )
     try:
-        return RetrievalSettings(**given)
-    except (TypeError, ValueError) as error:
+        return settings_from(given)
+    except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"the retrieval settings in {folder} break a rule: {error}. Correct or delete them."
         ) from error
+
+
+def settings_from(given: Mapping[str, Any]) -> RetrievalSettings:
+    """The settings that `asdict` made `given` of, as JSON brings it back. Raises KeyError, TypeError and ValueError."""
+    model = given.get("answers")
+    if model is not None:
+        model = AnswerModel(**{**model, "weights": tuple(model["weights"])})
+    return RetrievalSettings(**{**given, "answers": model})
 
 
 def write_settings(folder: Path, settings: RetrievalSettings) -> None:

@@ -8,6 +8,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 from corpora.cuad import bare_question
 from corpora.types import Passage
+from modules.absence import Evidence, evidence, p_answered
 from modules.definitions import defining_passages
 from modules.fusion import reciprocal_rank, weighted_sum
 from modules.index_files import Stored
@@ -65,18 +66,25 @@ class Retrieve(dspy.Module):
         self._now = index, settings
 
     def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:
-        """`Prediction(passages, scores, contract_ids, query, absent)`; StoreError as the index raises it.
+        """`Prediction(passages, scores, contract_ids, query, p_answered, absent)`; StoreError as the index raises it.
 
         The chosen passages best first, behind each its neighbours, then definitions, then openings; what is added has
         the score of what it goes with. For None the contracts that the question names are searched, or all of them
-        (then without an opening) where it names none; `contract_ids` are those searched, () for all. `absent` is
-        whether the best cosine is below the settings' threshold, None without one.
+        (then without an opening) where it names none; `contract_ids` are those searched, () for all. `p_answered`
+        is the highest probability that one of these answers it, `absent` whether that is below the settings' threshold;
+        both are None without a fitted model, and where all are searched.
         """
         index, settings = self._now  # once: another thread may swap them
         to = Route((contract_id,), question)
         if contract_id is None:
             to = route(_router(index), question) if settings.route else Route((), question)
-        query = self._query(bare_question(to.question))
+        question = bare_question(to.question)
+        query = self._query(question)
+        likely = None
+        if settings.answers is not None and to.contract_ids:
+            likely = max(
+                p_answered(settings.answers, question, evidence_in(index, question, key)) for key in to.contract_ids
+            )
         ranked = rank(index, query, to.contract_ids, settings)
         if self.reranker is not None:
             n = max(settings.reranked, settings.k)
@@ -90,7 +98,8 @@ class Retrieve(dspy.Module):
             scores=[hit.score for hit in chosen],
             contract_ids=to.contract_ids,
             query=query,
-            absent=_absent(index, query, to.contract_ids, settings.absence_threshold),
+            p_answered=likely,
+            absent=None if likely is None else likely < settings.answers.threshold,
         )
 
     def _query(self, question: str) -> str:
@@ -151,11 +160,11 @@ def _openings(
     return [Hit(p, scores.get(p.id, 0.0)) for p in openings if p.id not in shown]
 
 
-def _absent(index: PassageIndex, query: str, contract_ids: Sequence[str], threshold: float | None) -> bool | None:
-    if threshold is None:
-        return None
-    best = [hit.score for key in contract_ids or (None,) for hit in index.search(query, 1, key)]
-    return max(best, default=-1.0) < threshold
+def evidence_in(index: PassageIndex, query: str, contract_id: str) -> Evidence:
+    """How all passages of the contract score for `query`, by meaning and by words. StoreError."""
+    n = len(index.passages(contract_id))
+    cosines, words = index.search(query, n, contract_id), search_words(index, query, n, contract_id)
+    return evidence([hit.score for hit in cosines], [hit.score for hit in words])
 
 
 def with_neighbours(index: PassageIndex, hits: Sequence[Hit], n: int) -> Iterator[Hit]:

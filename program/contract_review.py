@@ -20,14 +20,14 @@ class ContractReview(dspy.Module):
         self.reviewer = Reviewer()
 
     def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:
-        """`Prediction(answer, quotes, found, confidence, readable, n_dropped_quotes, passages)`; see `Reviewer`.
+        """`Prediction(answer, quotes, found, confidence, readable, n_dropped_quotes, passages, p_answered)`.
 
-        Without `contract_id` all contracts of the index are searched. Raises StoreError for a contract that is not in
-        the index and ValueError for an empty question.
+        See `Reviewer`, and `Retrieve` for the last two. Without `contract_id` all contracts of the index are searched.
+        Raises StoreError for a contract that is not in the index and ValueError for an empty question.
         """
         if not question.strip():
             raise ValueError("the question is empty; ask something about the contract")
-        passages = self.retrieve(question=question, contract_id=contract_id).passages
-        prediction = self.reviewer(question=question, passages=passages)
-        prediction.passages = passages
+        found = self.retrieve(question=question, contract_id=contract_id)
+        prediction = self.reviewer(question=question, passages=found.passages)
+        prediction.passages, prediction.p_answered = found.passages, found.p_answered
         return prediction

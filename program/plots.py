@@ -70,6 +70,26 @@ def loss_plot(curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -
         return _svg(figure, title)
 
 
+def reliability_plot(tables: Mapping[int, Sequence[Mapping[str, float]]], title: str) -> str:
+    """Dots of stated probability against how often it came true, by the stage's number, larger where n is, as SVG text.
+
+    Rows of a table as `program.summary.reliability_table` makes them.
+    """
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "reliability"}):
+        figure = Figure(figsize=(4.7, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([0, 100], [0, 100], color=_FAINT, linewidth=1)
+        for i, table in tables.items():
+            n = sum(row["n"] for row in table)
+            x, y = ([100 * row[key] for row in table] for key in ("stated", "came_true"))
+            axes.plot(x, y, color=stage_colour(i), linewidth=1)
+            axes.scatter(x, y, s=[12 + 240 * row["n"] / n for row in table], color=stage_colour(i), alpha=0.8)
+        axes.set(xlim=(-4, 104), ylim=(-4, 104), xlabel="stated, percent", ylabel="answered, percent")
+        axes.set_aspect("equal")
+        _grid(axes, "both")
+        return _svg(figure, title)
+
+
 def _grid(axes: Axes, axis: str) -> None:
     axes.grid(axis=axis, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from program.plots import loss_plot, score_plot, stage_colour
+from program.plots import loss_plot, reliability_plot, score_plot, stage_colour
 from program.recipes import STEPS
 from program.runs import Run, RunError, read_run, write_text
 from program.summary import SCORES, Row, summarize
@@ -113,6 +113,7 @@ def _context(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:
         "comparisons": _grouped(summary["comparisons"]),
         "one_contract": any(stage["n_contracts"] == 1 for stage in stages),
         "score_svg": Markup(_score_svg(stages)) if stages else None,
+        "reliability_svg": Markup(_reliability_svg(stages)) if any(s["p_answered"]["table"] for s in stages) else None,
         "loss_svg": Markup(loss_plot(curves, "Training loss by step")) if curves else None,
         "categories": _categories(stages),
         "pairs": [(_kind(*pair), *pair) for pair in pairs],
@@ -164,6 +165,11 @@ def _score_svg(stages: Sequence[Mapping[str, Any]]) -> str:
         columns.append({key: [cell[key] for cell in found] for key in ("mean", "low", "high")})
     labels = [score.label + (" ↓" if score.lower_is_better else "") for score in SCORES]
     return score_plot(labels, columns, "Scores of each stage with 95% intervals")
+
+
+def _reliability_svg(stages: Sequence[Mapping[str, Any]]) -> str:
+    tables = {i: stage["p_answered"]["table"] for i, stage in enumerate(stages)}
+    return reliability_plot(tables, "Stated probability of an answer and how often there is one")
 
 
 def _loss_curves(folder: Path) -> dict[str, list[tuple[float, float]]]:

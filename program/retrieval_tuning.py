@@ -21,10 +21,11 @@ from sentence_transformers import SentenceTransformer
 from corpora.cuad import bare_question
 from corpora.sentences import sentences
 from corpora.types import Passage, Span
+from modules.absence import AnswerModel, fit_answer_model
 from modules.embedding import embed, folded
 from modules.index_files import StoreError
 from modules.retrieval_settings import RetrievalSettings
-from modules.retrieve import rank
+from modules.retrieve import evidence_in, rank
 from modules.retriever import PassageIndex
 from optimizers.embedder import SearchRow
 from program.retrieval_metric import Place, character_scores, recall_in_chars
@@ -126,11 +127,15 @@ class ReviewRetrieval:
         return _with(program, new, program.retrieve.settings)
 
     def fitted(self, program: dspy.Module, examples: Sequence[dspy.Example]) -> tuple[dspy.Module, float]:
-        """A copy of the program with the fusion that finds most, and with no more passages than that needs."""
+        """A copy of the program with the fusion that finds most, no more passages than that needs, and an AnswerModel.
+
+        The model of what is not answered is left out where all questions have an answer, or none has.
+        """
         index, start = program.retrieve.index, program.retrieve.settings
         asked = answered(examples)
         best, score = fit_fusion(index, asked, start)
-        return _with(program, index, replace(best, k=fit_k(index, asked, best))), score
+        best = replace(best, k=fit_k(index, asked, best), answers=fit_answers(index, examples))
+        return _with(program, index, best), score
 
     def _some(self, asked: Sequence[Asked]) -> list[Asked]:
         keys = sorted({one.contract_id for one in asked})
@@ -178,6 +183,16 @@ def fit_k(index: PassageIndex, asked: Sequence[Asked], settings: RetrievalSettin
 
     enough = recall(settings.k) - _K_LOSS
     return next(k for k in range(1, settings.k + 1) if recall(k) >= enough)
+
+
+def fit_answers(index: PassageIndex, examples: Sequence[dspy.Example]) -> AnswerModel | None:
+    """How likely a contract of the index answers a question; None where all of these are answered, or none is."""
+    has_answer = [bool(example.spans) for example in examples]
+    if len(set(has_answer)) < 2:
+        return None
+    queries = [bare_question(example.question) for example in examples]
+    found = [evidence_in(index, query, e.contract_id) for query, e in zip(queries, examples, strict=True)]
+    return fit_answer_model(queries, found, has_answer)
 
 
 def _ranked(index: PassageIndex, asked: Asked, settings: RetrievalSettings) -> list[Passage]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from corpora.types import Contract
 from modules.embedder import load_embedder
-from modules.retrieval_settings import RetrievalSettings
+from modules.retrieval_settings import RetrievalSettings, settings_from
 from modules.retrieve import Retrieve
 from modules.retriever import PassageIndex
 from program.runs import RunError, RunFolder
@@ -65,4 +65,4 @@ def read_retrieval(run: Path) -> RunRetrieval:
         raise RunError(f"{run} has no {FILE_NAME}: an older version compiled it. Compile it again.")
     told = json.loads((run / FILE_NAME).read_text(encoding="utf-8"))
     embedder = run / told["embedder"] if told["embedder"] else None
-    return RunRetrieval(run / told["index"], embedder, RetrievalSettings(**told["settings"]), told["cut"])
+    return RunRetrieval(run / told["index"], embedder, settings_from(told["settings"]), told["cut"])

@@ -15,7 +15,7 @@ One row of scores.jsonl:
     {"stage": "base", "contract_id": "ashgrove-2019-0007", "question_id": "ashgrove-2019-0007__Governing Law",
      "category": "Governing Law", "question": "Highlight ...", "gold_answer": "the laws of the State of Ohio",
      "gold_quotes": ["..."], "answer": "Ohio", "quotes": [{"text": "...", "start": 5120, "end": 5201}], "found": true,
-     "confidence": 0.81, "error": null, "exact_match": 0.0, "token_f1": 0.29, "seconds": 0.42}
+     "confidence": 0.81, "p_answered": 0.97, "error": null, "exact_match": 0.0, "token_f1": 0.29, "seconds": 0.42}
 
 Not handled: Windows and file systems on which a rename is not atomic. A second writer of a path is refused.
 """
@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 
 ROW_KEYS = (
     "stage contract_id question_id category question gold_answer gold_quotes answer quotes found confidence error "
-    "exact_match token_f1 seconds"
+    "p_answered exact_match token_f1 seconds"
 ).split()
 ENDINGS = ("complete", "partial", "failed")
 

@@ -85,7 +85,8 @@ def score_row(stage: str, example: Any, prediction: Any, *, seconds: float, erro
     """The score row of one question; with `error` the prediction (None will do) is not read and nothing is scored.
 
     `example` has question, contract_id, question_id, category, answer, quotes; `prediction` answer, quotes, found,
-    confidence. `exact_match` is `metrics.review_correct`; `token_f1` reads "not found" as the agreed answer of absence.
+    confidence, and p_answered where its retrieval tells. `exact_match` is `metrics.review_correct`; `token_f1` reads
+    "not found" as the agreed answer of absence.
     """
     gold = {"gold_answer": example.answer, "gold_quotes": list(example.quotes)}
     asked = {key: example[key] for key in ("contract_id", "question_id", "category", "question")}
@@ -96,6 +97,7 @@ def score_row(stage: str, example: Any, prediction: Any, *, seconds: float, erro
             "quotes": [],
             "found": False,
             "confidence": None,
+            "p_answered": None,
             "exact_match": None,
             "token_f1": None,
         }
@@ -106,6 +108,7 @@ def score_row(stage: str, example: Any, prediction: Any, *, seconds: float, erro
         "quotes": [{"text": quote.text, "start": quote.start, "end": quote.end} for quote in prediction.quotes],
         "found": prediction.found,
         "confidence": prediction.confidence,
+        "p_answered": getattr(prediction, "p_answered", None),
         "exact_match": float(metrics.review_correct(prediction.answer, prediction.found, example.answer)),
         "token_f1": metrics.token_f1(answer, example.answer),
     }
@@ -136,28 +139,38 @@ def summarize(rows: Sequence[Row], *, resamples: int = 2000, seed: int = 0) -> d
     }
 
 
-def confidence_table(rows: Sequence[Row], bins: int = 5) -> list[dict[str, Any]]:
-    """Scored rows by stated confidence in equal bins of 0–1 (1.0 in the last): n, mean confidence, share right."""
-    binned: dict[int, list[Row]] = {}
-    for row in rows:
-        if row["error"] is None and row["confidence"] is not None:
-            binned.setdefault(min(int(row["confidence"] * bins), bins - 1), []).append(row)
+def reliability_table(stated: Sequence[tuple[float, float]], bins: int) -> list[dict[str, Any]]:
+    """(probability, whether it came true) pairs in equal bins of 0–1 (1.0 in the last): n, mean stated, share true."""
+    binned: dict[int, list[tuple[float, float]]] = {}
+    for pair in stated:
+        binned.setdefault(min(int(pair[0] * bins), bins - 1), []).append(pair)
     return [
         {
             "low": i / bins,
             "high": (i + 1) / bins,
             "n": len(members),
-            "confidence": statistics.fmean(row["confidence"] for row in members),
-            "exact_match": statistics.fmean(row["exact_match"] for row in members),
+            "stated": statistics.fmean(p for p, _ in members),
+            "came_true": statistics.fmean(true for _, true in members),
         }
         for i, members in sorted(binned.items())
     ]
 
 
+def calibration_error(table: Sequence[Mapping[str, Any]]) -> float | None:
+    """The mean gap between stated and true, weighted by n (ECE; Guo et al. 2017); None for an empty table."""
+    gaps = [(cell["n"], abs(cell["stated"] - cell["came_true"])) for cell in table]
+    return sum(n * gap for n, gap in gaps) / sum(n for n, _ in gaps) if gaps else None
+
+
+def _reliability(name: str, true: Callable[[Row], float], rows: Sequence[Row], bins: int) -> dict[str, Any]:
+    """The table of a stated probability and its calibration error, of the rows that state one."""
+    stated = [(row[name], true(row)) for row in rows if row["error"] is None and row[name] is not None]
+    table = reliability_table(stated, bins)
+    return {"table": table, "calibration_error": calibration_error(table)}
+
+
 def _stage_summary(name: str, rows: list[Row], resamples: int, seed: int) -> dict[str, Any]:
     scored = [row for row in rows if row["error"] is None]
-    reliability = confidence_table(rows)
-    gaps = [(cell["n"], abs(cell["confidence"] - cell["exact_match"])) for cell in reliability]
     return {
         "stage": name,
         "n_questions": len(rows),
@@ -166,8 +179,8 @@ def _stage_summary(name: str, rows: list[Row], resamples: int, seed: int) -> dic
         "n_contracts": len({row["contract_id"] for row in rows}),
         "scores": {score.name: _interval(score, rows, resamples, seed) for score in SCORES},
         "categories": _categories(scored),
-        "confidence": reliability,
-        "calibration_error": sum(n * gap for n, gap in gaps) / sum(n for n, _ in gaps) if gaps else None,
+        "confidence": _reliability("confidence", lambda row: row["exact_match"], rows, bins=5),
+        "p_answered": _reliability("p_answered", lambda row: float(has_answer(row)), rows, bins=10),
         "seconds": _seconds([row["seconds"] for row in rows if row["seconds"] is not None]),
     }
 

@@ -2,13 +2,16 @@ import json
 
 import pytest
 
+from modules.absence import AnswerModel
 from modules.retrieval_settings import RetrievalSettings, read_settings, write_settings
 from modules.retriever import StoreError
 
 
 def test_settings_come_back_and_absent_ones_are_the_defaults(tmp_path):
     assert read_settings(tmp_path) == RetrievalSettings()
-    settings = RetrievalSettings(k=6, fusion="sum", lexical_weight=0.25, absence_threshold=0.3)
+    settings = RetrievalSettings(
+        k=6, fusion="sum", lexical_weight=0.25, answers=AnswerModel((1.0, 0.5, 0.0, 0.1, 2.0), -1.0, {"Term": 0.5}, 0.2)
+    )
     write_settings(tmp_path, settings)
     assert read_settings(tmp_path) == settings
 
@@ -29,7 +32,13 @@ def test_refuses_what_makes_no_sense(tmp_path, given, match):
 
 @pytest.mark.parametrize(
     ("content", "match"),
-    [("{", "damaged"), ("[]", "holds a list"), ('{"kk": 1}', "unknown keys kk"), ('{"k": "x"}', "rule")],
+    [
+        ("{", "damaged"),
+        ("[]", "holds a list"),
+        ('{"kk": 1}', "unknown keys kk"),
+        ('{"k": "x"}', "rule"),
+        ('{"answers": {"weights": []}}', "rule"),
+    ],
 )
 def test_damaged_files_are_named(tmp_path, content, match):
     (tmp_path / "retrieval.json").write_text(content)

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import dspy
 import numpy as np
@@ -8,6 +9,7 @@ from dspy.utils import DummyLM
 
 from corpora.cuad import question_text
 from modules import retrieve
+from modules.absence import AnswerModel
 from modules.reranker import Reranker
 from modules.retrieval_settings import RetrievalSettings, write_settings
 from modules.retrieve import Retrieve, rank, with_neighbours
@@ -116,12 +118,18 @@ def test_a_reranker_orders_the_best_anew_and_no_others(index):
     assert program.deepcopy().reranker is program.reranker
 
 
-def test_absence_is_a_cosine_below_the_threshold(index):
-    for threshold, absent in ((None, None), (0.0, False), (0.99, True)):
-        program = Retrieve(index, settings=RetrievalSettings(absence_threshold=threshold))
-        prediction = program(question="escrow", contract_id="Acme")
-        assert prediction.absent is absent and prediction.passages
-        assert program(question="escrow").absent is absent
+def test_absence_is_a_low_probability_by_the_fitted_model(index):
+    program = Retrieve(index)
+    prediction = program(question="escrow", contract_id="Acme")
+    assert prediction.p_answered is None and prediction.absent is None
+    model = AnswerModel((9.0, 0.0, 0.0, 0.0, 0.0), -3.0, {"escrow": 1.0}, threshold=0.5)
+    program = Retrieve(index, settings=RetrievalSettings(answers=model))
+    best = index.search("escrow", 1, "Acme")[0].score
+    prediction = program(question="escrow", contract_id="Acme")
+    assert prediction.p_answered == pytest.approx(1 / (1 + math.exp(-(9 * best - 3 + 1)))) and not prediction.absent
+    assert program(question="ballet and whales", contract_id="Acme").absent
+    assert program(question="escrow").p_answered is None and program(question="escrow").absent is None
+    assert program(question="Under the agreement with Acme Inc., what of escrow?").p_answered is not None
 
 
 def test_an_lm_writes_the_query_and_an_unreadable_one_is_not_used(index):

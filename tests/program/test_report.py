@@ -9,7 +9,7 @@ from modules.signatures import NOT_FOUND
 from program.recipes import STEPS
 from program.report import choose_questions, terminal_table, write_report
 from program.runs import RunError, RunFolder
-from program.summary import confidence_table, score_row, summarize
+from program.summary import calibration_error, reliability_table, score_row, summarize
 
 
 def _row(stage, contract, category, right, *, absent=False, error=None, gold="<script>alert(1)</script> Ohio"):
@@ -28,6 +28,7 @@ def _row(stage, contract, category, right, *, absent=False, error=None, gold="<s
         "quotes": [{"text": "laws of <b>Ohio</b>", "start": 5, "end": 24}] if found else [],
         "found": found,
         "confidence": 0.9 if right else 0.3,
+        "p_answered": None,
         "error": error,
         "exact_match": float(right),
         "token_f1": float(right),
@@ -152,9 +153,24 @@ def test_score_row_of_a_prediction_and_of_a_failure():
     assert failed["error"] == "timeout" and failed["exact_match"] is None and failed.keys() == row.keys()
 
 
-def test_confidence_bins_hold_their_ends():
-    rows = [_row("base", "c", str(i), True) | {"confidence": c} for i, c in enumerate((0.0, 0.2, 1.0))]
-    assert [(cell["low"], cell["n"]) for cell in confidence_table(rows)] == [(0.0, 1), (0.2, 1), (0.8, 1)]
+def test_bins_of_stated_probabilities_hold_their_ends():
+    table = reliability_table([(0.0, 1.0), (0.2, 1.0), (1.0, 1.0)], bins=5)
+    assert [(cell["low"], cell["n"]) for cell in table] == [(0.0, 1), (0.2, 1), (0.8, 1)]
+
+
+def test_the_calibration_error_by_hand():
+    stated = [(0.9, 1.0), (0.9, 0.0), (0.1, 0.0), (0.1, 0.0)]
+    assert calibration_error(reliability_table(stated, bins=10)) == pytest.approx((2 * 0.4 + 2 * 0.1) / 4)
+    assert calibration_error(reliability_table([], bins=10)) is None
+
+
+def test_a_report_says_whether_retrieval_knows_what_is_not_there(tmp_path):
+    rows = [row | {"p_answered": 0.75 if row["gold_quotes"] else 0.25} for row in _stage("base", 4)]
+    found = summarize(rows)["stages"][0]["p_answered"]
+    assert {(cell["stated"], cell["came_true"]) for cell in found["table"]} == {(0.75, 1.0), (0.25, 0.0)}
+    assert found["calibration_error"] == pytest.approx(0.25)
+    heading = "Does retrieval know what is not there?"
+    assert heading in _report(tmp_path, [rows]) and heading not in _report(tmp_path / "x", [_stage("base", 4)])
 
 
 def test_chosen_questions_mix_gains_and_losses_whatever_the_order():

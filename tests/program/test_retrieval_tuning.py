@@ -158,3 +158,14 @@ def test_sentences_are_learnt_too(corpus, program, tmp_path):
     text = " ".join(index.contract_text(corpus.contracts[0].id).split())
     assert all(sentence in text for row in sentences for sentence in (row.positive, *row.negatives))
     assert not any(row.positive in row.negatives for row in rows)
+
+
+def test_what_is_not_answered_is_learnt_too(corpus, program, tmp_path):
+    retrieval = ReviewRetrieval(tmp_path / "new")
+    fitted, _ = retrieval.fitted(program, side(corpus, 0, 1, 2))
+    held_out = side(corpus, 3, 4, 5)
+    found = [fitted.retrieve(e.question, e.contract_id) for e in held_out]
+    right = np.mean([(one.p_answered > 0.5) == e.found for one, e in zip(found, held_out, strict=True)])
+    assert right > max(np.mean([e.found for e in held_out]), np.mean([not e.found for e in held_out]))
+    only, _ = retrieval.fitted(program, [e for e in side(corpus, 0) if e.found])
+    assert only.retrieve.settings.answers is None
