@@ -1,7 +1,7 @@
 """Passages by meaning: an index of contracts in one folder.
 
-The folder holds the vectors in `chroma/` and everything else as `modules.index_files` says; all of it can be built
-again from the contracts. One real hit, for the question about "Governing Law":
+The folder holds the vectors in `chroma/`, unless Chroma servers hold them, and everything else as `modules.index_files`
+says; all of it can be built again from the contracts. One real hit, for the question about "Governing Law":
 
     Hit(Passage(id="ashgrove-2019-0007:9120-9311", ..., heading="8.2 Governing Law"), score=0.61)
 
@@ -35,7 +35,7 @@ from modules.index_files import (
     write_about,
     write_contract,
 )
-from modules.vector_store import VectorStore
+from modules.vector_store import VectorStore, open_store
 
 __all__ = ["Embedder", "Hit", "PassageIndex", "StoreError"]
 
@@ -88,13 +88,15 @@ class PassageIndex:
         max_chars: int = 600,
         overlap_chars: int = 0,
         embed_headings: bool = False,
+        servers: Sequence[str] = (),
         progress: bool = True,
     ) -> "PassageIndex":
         """Index `contracts` in `folder`, made if it is not there; an interrupted build goes on where it stopped.
 
         Passages are cut by `cut_passages`, none longer than what the embedder reads; with `embed_headings` each is
-        embedded behind the headings that it stands under. Contracts already in the folder stay. Raises StoreError if it
-        was built with other settings.
+        embedded behind the headings that it stands under. Contracts already in the folder stay. `servers` are addresses
+        of Chroma servers ("http://host:8000") that a new index keeps its vectors on, by contract where there are
+        several; the texts stay in the folder. Raises StoreError if it was built with other settings.
         """
         asked = {"max_chars": max_chars, "overlap_chars": overlap_chars, "embed_headings": embed_headings}
         folder = Path(folder).resolve()
@@ -104,7 +106,8 @@ class PassageIndex:
                 probe = [round(float(x), 6) for x in embed(embedder, [_PROBE])[0]]
                 max_tokens = getattr(embedder, "max_seq_length", None)
                 own = {"max_tokens": max_tokens, "generation": uuid.uuid4().hex, "probe": probe}
-                write_about(folder, asked | own)
+                where = {"servers": list(servers), "collection": f"evergreen-{uuid.uuid4().hex}"} if servers else {}
+                write_about(folder, asked | own | where)
         index = cls.open(folder, embedder)
         if index.cut != asked:
             made, wanted = (
@@ -283,7 +286,7 @@ class PassageIndex:
         self._max_tokens = about.get("max_tokens")
         self._stored = {stored.contract.id: stored for stored in read_contracts(self.folder)}
         self._vectors.clear()
-        self._store = VectorStore(self.folder / "chroma")
+        self._store = open_store(self.folder / "chroma", about.get("collection", ""), about.get("servers", ()))
 
     def _cut_passages(
         self, contract: Contract, count_tokens: Callable[[list[str]], list[int]] | None
