@@ -143,6 +143,16 @@ class ReviewRetrieval:
         return [one for one in asked if one.contract_id in kept]
 
 
+def recalls(program: dspy.Module, examples: Sequence[dspy.Example], ks: Sequence[int]) -> list[tuple[str, list[float]]]:
+    """(topic, share of the gold characters among the best k passages for each k) of each question with an answer."""
+    index, settings = program.retrieve.index, program.retrieve.settings
+    rows = []
+    for asked in answered(examples):
+        ranked = _ranked(index, asked, settings)
+        rows.append((asked.query.partition(":")[0], [_recall_at(asked, ranked, k) for k in ks]))
+    return rows
+
+
 def answered(examples: Sequence[dspy.Example]) -> list[Asked]:
     """The examples that have an answer, with their spans (`program.examples.to_examples`)."""
     return [
@@ -178,8 +188,7 @@ def fit_k(index: PassageIndex, asked: Sequence[Asked], settings: RetrievalSettin
     ranked = [_ranked(index, one, settings) for one in asked]
 
     def recall(k: int) -> float:
-        places = [[_place(passage) for passage in found[:k]] for found in ranked]
-        return float(np.mean([character_scores(_gold(one), at)[1] for one, at in zip(asked, places, strict=True)]))
+        return float(np.mean([_recall_at(one, found, k) for one, found in zip(asked, ranked, strict=True)]))
 
     enough = recall(settings.k) - _K_LOSS
     return next(k for k in range(1, settings.k + 1) if recall(k) >= enough)
@@ -202,6 +211,10 @@ def _ranked(index: PassageIndex, asked: Asked, settings: RetrievalSettings) -> l
 def _recall(asked: Asked, ranked: Sequence[Passage]) -> float:
     places = [_place(passage) for passage in ranked]
     return float(np.mean([recall_in_chars(_gold(asked), places, budget) for budget in BUDGETS_CHARS]))
+
+
+def _recall_at(asked: Asked, ranked: Sequence[Passage], k: int) -> float:
+    return character_scores(_gold(asked), [_place(passage) for passage in ranked[:k]])[1]
 
 
 def _gold(asked: Asked) -> list[Place]:
