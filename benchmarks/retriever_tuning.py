@@ -17,8 +17,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from sentence_transformers import SentenceTransformer
 
 from benchmarks.retrieval import Asked, Row, as_json, inside_hits, print_rows, reference, score, split
 from benchmarks.wordings import WORDINGS
@@ -35,6 +38,14 @@ from program.examples import to_examples
 from program.retrieval_tuning import ReviewRetrieval
 
 SYNTHETIC = ("juniper", 90)
+
+
+class Bf16Transformer(SentenceTransformer):
+    """Embeds in bfloat16, its weights in float32. No cache: it would hold casts of weights that training has moved."""
+
+    def encode(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            return super().encode(*args, **kwargs)
 
 
 def without(corpus: Corpus, categories: Sequence[str]) -> Corpus:
@@ -81,6 +92,7 @@ def main() -> None:
     parser.add_argument("--embedder", help="a folder or a hub id; default: the packaged all-MiniLM-L6-v2")
     parser.add_argument("--leave-out", nargs="+", default=[], help="categories to train without and to score alone")
     parser.add_argument("--bf16", action="store_true", help="embed in bfloat16 too: faster, cosines within .005")
+    parser.add_argument("--work", type=Path, help="a folder for the other indexes: a second run with it takes them")
     parser.add_argument("--keep", type=Path, help="a new folder for the tuned index and its embedder")
     parser.add_argument("--out", type=Path, help="write every figure as JSON")
     args = parser.parse_args()
@@ -93,10 +105,12 @@ def main() -> None:
     test = sample_contracts(parts.test, args.max_contracts, seed=0) if args.max_contracts else parts.test
     settings = EmbedderSettings(max_steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate)
     print(f"{len(parts.train.contracts)} contracts to train on, {len(parts.val.contracts)} to choose on", flush=True)
-    embedding = torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
-    with tempfile.TemporaryDirectory() as scratch, embedding:
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = args.work or temporary
         keep = args.keep or Path(scratch) / "tuned"
         embedder = load_embedder(args.embedder)
+        if args.bf16:
+            embedder.__class__ = Bf16Transformer
         began = time.perf_counter()
         index = PassageIndex.build(
             parts.train.contracts + parts.val.contracts,
@@ -119,9 +133,9 @@ def main() -> None:
             )
         ]
         for name, compiled in (("before", before), ("after", after)):
-            print(f"{name}: {compiled.retrieve.settings}", flush=True)
+            print(f"{name}: {replace(compiled.retrieve.settings, answers=None)}", flush=True)
             unseen = PassageIndex.build(
-                test.contracts, folder=Path(scratch) / name, embedder=compiled.retrieve.index.embedder, **index.cut
+                test.contracts, folder=Path(scratch) / f"test-{name}", embedder=compiled.retrieve.index.embedder, **index.cut
             )
             rows += rows_of(name, compiled, unseen, test, args.leave_out)
         print_rows("Inside the right contract", rows)
