@@ -134,9 +134,8 @@ def main() -> None:
         ]
         for name, compiled in (("before", before), ("after", after)):
             print(f"{name}: {replace(compiled.retrieve.settings, answers=None)}", flush=True)
-            unseen = PassageIndex.build(
-                test.contracts, folder=Path(scratch) / f"test-{name}", embedder=compiled.retrieve.index.embedder, **index.cut
-            )
+            folder, own = Path(scratch) / f"test-{name}", compiled.retrieve.index.embedder
+            unseen = PassageIndex.build(test.contracts, folder=folder, embedder=own, **index.cut)
             rows += rows_of(name, compiled, unseen, test, args.leave_out)
         print_rows("Inside the right contract", rows)
         for one in (index, unseen, *retrieval.made):

@@ -37,7 +37,7 @@ def compile(
     out: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML or JSON with any of the config's keys.")] = None,
     lm: Annotated[str | None, typer.Option(help="evergreen-base, a model folder, or a hub id.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Steps: p prompts, s weights; as in 'p -> s'.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="r retriever, p prompts, s weights; as in 'r -> p -> s'.")] = None,
     max_contracts: Annotated[int | None, typer.Option(help="Read only so many contracts of the corpus.")] = None,
     max_train_questions: Annotated[int | None, typer.Option(help="Questions to train on.")] = None,
     max_val_questions: Annotated[int | None, typer.Option(help="Questions to choose on.")] = None,

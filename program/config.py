@@ -1,6 +1,7 @@
 """The one config of `evergreen compile`: frozen, checked when made, saved with the run.
 
-One real row: `CompileConfig(corpus="CUADv1.json", lm="evergreen-base", recipe="p -> s", seed=0, out="runs/first")`.
+One real row: `CompileConfig(corpus="CUADv1.json", lm="evergreen-base", recipe="r -> p -> s", seed=0,
+out="runs/first")`.
 Not handled here: whether the paths exist, and which steps a recipe's letters name (`program/recipes.py`).
 """
 
@@ -38,7 +39,7 @@ class CompileConfig:
     lm: str = "evergreen-base"
     quantize: str = "auto"
     max_tokens: int = 512
-    recipe: str = "p -> s"
+    recipe: str = "r -> p -> s"
     seed: int = 0
     k_passages: int = 4
     max_chars: int = 600
@@ -129,4 +130,4 @@ def _check(config: CompileConfig) -> None:
     if config.seed < 0:
         raise ConfigError(f"seed is {config.seed}; it must be 0 or more")
     if not _RECIPE.fullmatch(config.recipe):
-        raise ConfigError(f"recipe is {config.recipe!r}; write steps joined by ' -> ', as in 'p -> s'")
+        raise ConfigError(f"recipe is {config.recipe!r}; write steps joined by ' -> ', as in 'r -> p -> s'")

@@ -1,4 +1,4 @@
-"""Recipes: one letter per optimizer, composed by stock `dspy.BetterTogether` as `"p -> s"`."""
+"""Recipes: one letter per optimizer, composed by stock `dspy.BetterTogether` as `"r -> p -> s"`."""
 
 import logging
 from dataclasses import dataclass

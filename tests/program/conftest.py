@@ -23,7 +23,7 @@ CATEGORIES = ("Document Name", "Governing Law", "Insurance")
 # The answers of a random model are noise of max_tokens bytes: short ones, one small passage, one step of training.
 SMALL = {
     "max_tokens": 24, "k_passages": 1, "max_chars": 300, "max_train_questions": 4, "max_val_questions": 2,
-    "threads": 4, "sft_epochs": 1.0, "rank": 2,
+    "threads": 4, "sft_epochs": 1.0, "rank": 2, "recipe": "p -> s",
 }  # fmt: skip
 
 
