@@ -29,7 +29,7 @@ from modules.retriever import PassageIndex
 from program.examples import to_examples
 from program.intervals import Interval, ratio_interval
 from program.metrics import f1, precision, ratio, recall
-from program.retrieval_tuning import fit_answers
+from program.retrieval_fit import fit_answers
 from program.summary import calibration_error, reliability_table
 
 

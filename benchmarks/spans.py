@@ -1,103 +1,100 @@
 """CUAD's own metric of spans found without a language model: sentences of retrieved passages by their cosine.
 
     python -m benchmarks.spans --corpus CUADv1.json                        # fitted on 20 contracts, 60 held-out ones
-    python -m benchmarks.spans --corpus CUADv1.json --fit 3 --max-contracts 5 --bf16
+    python -m benchmarks.spans --corpus CUADv1.json --embedder tuned/embedder --max-chars 1000 --k 4 --bf16
 
-Confidences are fitted on contracts that are not scored; all questions count, answered or not. The interval is 95%, from
-a bootstrap over contracts.
+Fusion, absence and confidences are fitted on validation contracts, which are not scored; all questions count, answered
+or not. Precision at 1 is the share of gold characters in the best span of each answered question. Intervals are 95%,
+from a bootstrap over contracts.
 """
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from tqdm.auto import tqdm
 
-from benchmarks.retrieval import RememberingEmbedder, read
-from corpora.cuad import bare_question
+from benchmarks.retrieval import split
+from corpora.cuad import read_cuad
 from corpora.splits import sample_contracts
-from corpora.types import Corpus, Label
 from modules.embedder import load_embedder
+from modules.extract import Extract
 from modules.retrieval_settings import RetrievalSettings
 from modules.retrieve import Retrieve
 from modules.retriever import PassageIndex
-from modules.spans import ScoredSpan, SpanFinder, confidence, fit_confidence
 from program.cuad_metric import Extraction, aupr, precision_at_recall, threshold_counts
-from program.intervals import ratio_interval
+from program.examples import to_examples
+from program.intervals import Interval, mean_interval, ratio_interval
 from program.metrics import cuad_matches
-
-Found = tuple[Label, tuple[str, ...], tuple[ScoredSpan, ...]]
-
-
-def found_spans(corpus: Corpus, folder: Path, embedder: RememberingEmbedder, k: int) -> list[Found]:
-    """Each label with its gold texts and the 20 best spans of the `k` best passages and the opening."""
-    index = PassageIndex.build(corpus.contracts, folder=folder, embedder=embedder)
-    program, finder = Retrieve(index, settings=RetrievalSettings(k=k)), SpanFinder(embedder)
-    found = []
-    for label in corpus.labels:
-        question, key = label.question, label.question.contract_id
-        gold = tuple(index.contract_text(key)[span.start : span.end] for span in label.spans)
-        passages = program(question=question.text, contract_id=key).passages
-        found.append((label, gold, finder.find(bare_question(question.text), passages)))
-    index.close()
-    return found
+from program.retrieval_fit import answered, fit_answers, fit_fusion, fit_spans
+from program.retrieval_metric import character_scores
 
 
-def fit(found: Sequence[Found]) -> tuple[float, float]:
-    """Slope and offset of the confidence, from all spans found and whether each matches a gold one."""
-    scores, right = [], []
-    for label, gold, spans in found:
-        texts = [span.quote.text for span in spans]
-        scores += [span.score for span in spans]
-        right += cuad_matches(texts, gold, "Parties" in label.question.id).any(axis=1).tolist()
-    return fit_confidence(scores, right)
+def print_line(name: str, found: Interval) -> None:
+    """Percent with its interval."""
+    print(f"{name:44}{100 * found.mean:5.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]", flush=True)
+
+
+def over_thresholds(metric: Callable, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    """`metric` of counts whose thresholds and kinds are laid out in one axis."""
+    return lambda sums: metric(np.reshape(sums, (*np.shape(sums)[:-1], *shape)))
 
 
 def main() -> None:
     """Read the arguments, fit, score, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", type=Path, help="a CUADv1-format file, of which some contracts are held out")
-    parser.add_argument("--train", type=Path)
-    parser.add_argument("--test", type=Path)
-    parser.add_argument("--fit", type=int, default=20, metavar="N", help="contracts to fit the confidence on")
+    parser.add_argument("--corpus", type=Path, required=True, help="a CUADv1-format file")
+    parser.add_argument("--fit", type=int, default=20, metavar="N", help="validation contracts to fit on")
     parser.add_argument("--max-contracts", type=int, help="of the test contracts")
     parser.add_argument("--k", type=int, default=8, help="passages a question")
+    parser.add_argument("--max-chars", type=int, default=600)
     parser.add_argument("--embedder", help="a folder or a hub id; default: the packaged all-MiniLM-L6-v2")
-    parser.add_argument("--bf16", action="store_true", help="embed in bfloat16: about twice as fast")
+    parser.add_argument("--bf16", action="store_true", help="embed in bfloat16: faster, cosines within .005")
     args = parser.parse_args()
-    if not args.corpus and not (args.train and args.test):
-        parser.error("give --corpus, or --train and --test")
-    train, test = read(args)
-    model = load_embedder(args.embedder)
-    embedder = RememberingEmbedder(model.bfloat16() if args.bf16 else model)
-    with tempfile.TemporaryDirectory() as scratch:
-        some = sample_contracts(train, args.fit, seed=0)
-        slope, offset = fit(found_spans(some, Path(scratch) / "train", embedder, args.k))
-        found = found_spans(test, Path(scratch) / "test", embedder, args.k)
+    parts = split(read_cuad(args.corpus))
+    val = sample_contracts(parts.val, args.fit, seed=0)
+    test = sample_contracts(parts.test, args.max_contracts, seed=0) if args.max_contracts else parts.test
+    with tempfile.TemporaryDirectory() as scratch, torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+        index = PassageIndex.build(
+            val.contracts + test.contracts,
+            folder=scratch, embedder=load_embedder(args.embedder), max_chars=args.max_chars,
+        )  # fmt: skip
+        known, asked = to_examples(val), to_examples(test)
+        settings, _ = fit_fusion(index, answered(known), RetrievalSettings(k=args.k, opening=False))
+        retrieve = Retrieve(index, settings=replace(settings, answers=fit_answers(index, known)))
+        extract = Extract(retrieve)
+        retrieve.swap(index, replace(retrieve.settings, spans=fit_spans(extract, known)))
+        print(f"fitted on {len(val.contracts)} contracts: {retrieve.settings.spans}", flush=True)
+        found = [extract(question=e.question, contract_id=e.contract_id) for e in tqdm(asked, desc="extracting")]
+        index.close()
+    contracts = [example.contract_id for example in asked]
     extractions = [
         Extraction(
-            gold,
-            tuple((span.quote.text, confidence(span.score, slope, offset)) for span in spans),
-            "Parties" in label.question.id,
+            tuple(e.quotes),
+            tuple((span.quote.text, c) for span, c in zip(one.spans, one.confidences, strict=True)),
+            e.category == "Parties",
         )
-        for label, gold, spans in found
+        for e, one in zip(asked, found, strict=True)
     ]
+    print(f"{len(asked)} questions, {len(set(contracts))} contracts")
     counts = threshold_counts(extractions)
-    contracts = [label.question.contract_id for label, _, _ in found]
-    print(
-        f"{len(found)} questions, {len(set(contracts))} contracts, confidence from {slope:.2f} x cosine {offset:+.2f}"
-    )
     for name, metric in (("AUPR", aupr), ("P@80R", precision_at_recall)):
-        shape = counts.shape[1:]
-        interval = ratio_interval(
-            counts.reshape(len(counts), -1),
-            contracts,
-            lambda sums: metric(np.reshape(sums, (*np.shape(sums)[:-1], *shape))),  # noqa: B023
-        )
-        print(f"{name:6} {100 * interval.mean:5.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]")
-    ceiling = [cuad_matches([t for t, _ in e.predicted], e.gold, e.parties).any(axis=0) for e in extractions if e.gold]
-    print(f"gold spans among the 20 best: {100 * np.concatenate(ceiling).mean():.1f}%")
+        flat = counts.reshape(len(counts), -1)
+        print_line(name, ratio_interval(flat, contracts, over_thresholds(metric, counts.shape[1:])))
+    first, keys = [], []
+    for example, one, query in ((e, f, q) for e, f in zip(asked, found, strict=True) for q in answered([e])):
+        best = one.spans[:1]
+        places = [(span.quote.contract_id, span.quote) for span in best]
+        precision = character_scores([(query.contract_id, span) for span in query.gold], places)[0] if best else 0.0
+        first.append(precision)
+        keys.append(example.contract_id)
+    print_line("precision at 1, in characters", mean_interval(first, keys))
+    among = [cuad_matches([t for t, _ in e.predicted], e.gold, e.parties).any(axis=0) for e in extractions if e.gold]
+    print(f"{'gold spans among the 20 best':44}{100 * np.concatenate(among).mean():5.1f}")
 
 
 if __name__ == "__main__":

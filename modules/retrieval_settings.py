@@ -8,6 +8,7 @@ from typing import Any
 
 from modules.absence import AnswerModel
 from modules.index_files import StoreError, read_retrieval, write_retrieval
+from modules.spans import SpanModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class RetrievalSettings:
     adds the contract's first passage, `neighbours` so many passages before and after each chosen one, `definitions` at
     most so many that define terms of the chosen ones. `route` first looks for the contract that a question of the whole
     index names. `answers` tells how likely a contract answers the question at all (`modules.absence`).
-    `span_slope` and `span_offset` make a span's score a confidence (`modules.spans`). Raises ValueError.
+    `spans` makes a span's score a confidence (`modules.spans`). Raises ValueError.
     """
 
     k: int = 4
@@ -34,8 +35,7 @@ class RetrievalSettings:
     definitions: int = 0
     route: bool = True
     answers: AnswerModel | None = None
-    span_slope: float = 1.0
-    span_offset: float = 0.0
+    spans: SpanModel | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("k", 1), ("depth", 1), ("reranked", 1), ("neighbours", 0), ("definitions", 0)):
@@ -72,7 +72,8 @@ def settings_from(given: Mapping[str, Any]) -> RetrievalSettings:
     model = given.get("answers")
     if model is not None:
         model = AnswerModel(**{**model, "weights": tuple(model["weights"])})
-    return RetrievalSettings(**{**given, "answers": model})
+    spans = given.get("spans")
+    return RetrievalSettings(**{**given, "answers": model, "spans": None if spans is None else SpanModel(**spans)})
 
 
 def write_settings(folder: Path, settings: RetrievalSettings) -> None:

@@ -3,17 +3,17 @@
 One real row, for the question about "Governing Law":
 
     ScoredSpan(Quote("This Agreement shall be governed by ...", contract_id="ashgrove-2019-0007", start=9120, end=9214),
-               score=0.66, confidence=0.71)
+               score=0.66)
 
 Not handled: spans shorter than a sentence (names, dates), and sentences of which only together one answers.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from corpora.sentences import sentences
@@ -27,19 +27,32 @@ _CACHED_SENTENCES = 100_000
 
 @dataclass(frozen=True, slots=True)
 class ScoredSpan:
-    """Words of a contract with their cosine to the question, -1 to 1, and the confidence made of it, 0 to 1."""
+    """Words of a contract with their cosine to the question, -1 to 1."""
 
     quote: Quote
     score: float
-    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpanModel:
+    """P(a span is right) is the logistic function of what these fields weigh, and `offset`.
+
+    `score` weighs the cosine, `below_best` how far it is above the question's best (0 or less), `length` the log of the
+    span's characters, `answered` the logit of the probability that the contract answers the question at all.
+    """
+
+    score: float
+    below_best: float
+    length: float
+    answered: float
+    offset: float
 
 
 class SpanFinder:
     """Finds spans by an embedder, keeping the vectors of sentences it has seen; for one thread at a time."""
 
-    def __init__(self, embedder: Embedder, *, slope: float = 1.0, offset: float = 0.0) -> None:
-        """`slope` and `offset` make a cosine a confidence: 1 / (1 + exp(-(slope · cosine + offset)))."""
-        self._embedder, self._slope, self._offset = embedder, slope, offset
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
         self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def find(self, query: str, passages: Sequence[Passage], n_best: int = 20) -> tuple[ScoredSpan, ...]:
@@ -61,7 +74,7 @@ class SpanFinder:
                 chosen.append((quote, float(scores[i])))
             if len(chosen) == n_best:
                 break
-        return tuple(ScoredSpan(quote, score, confidence(score, self._slope, self._offset)) for quote, score in chosen)
+        return tuple(ScoredSpan(quote, score) for quote, score in chosen)
 
     def _embedded(self, texts: list[str]) -> dict[str, np.ndarray]:
         texts = list(dict.fromkeys(texts))
@@ -74,20 +87,31 @@ class SpanFinder:
         return found
 
 
-def confidence(score: float, slope: float, offset: float) -> float:
-    """The logistic function of `slope * score + offset`."""
-    return 1 / (1 + math.exp(-max(-700.0, slope * score + offset)))
+def confidences(model: SpanModel, spans: Sequence[ScoredSpan], p_answered: float) -> list[float]:
+    """The probability of each of one question's spans that it is right; `p_answered` as `modules.absence` tells it."""
+    weights = model.score, model.below_best, model.length, model.answered
+    return expit(_features(spans, p_answered) @ np.array(weights) + model.offset).tolist()
 
 
-def fit_confidence(scores: Sequence[float], right: Sequence[bool]) -> tuple[float, float]:
-    """(slope, offset) by logistic regression of whether a span was right on its score (Platt 1999).
+def fit_span_model(questions: Sequence[tuple[Sequence[ScoredSpan], float, Sequence[bool]]]) -> SpanModel:
+    """Logistic regression on (spans, p_answered, which of them are right) of each question (Platt 1999).
 
-    ValueError where none or all were right: there is nothing to tell apart.
+    ValueError where no span was right, or all were: there is nothing to tell apart.
     """
+    right = [bool(one) for _, _, marks in questions for one in marks]
     if len(set(right)) < 2:
         raise ValueError(f"of {len(right)} spans {sum(right)} are right; give some that are and some that are not")
-    fitted = LogisticRegression(C=1e6).fit(np.array(scores)[:, None], np.array(right))
-    return float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    inputs = np.vstack([_features(spans, p_answered) for spans, p_answered, _ in questions])
+    fitted = LogisticRegression(C=1e3, max_iter=5000).fit(inputs, np.array(right))
+    return SpanModel(*map(float, fitted.coef_[0]), offset=float(fitted.intercept_[0]))
+
+
+def _features(spans: Sequence[ScoredSpan], p_answered: float) -> np.ndarray:
+    """Float64 [len(spans), 4], in the order of SpanModel's fields."""
+    best = max((span.score for span in spans), default=0.0)
+    likely = float(logit(np.clip(p_answered, 1e-6, 1 - 1e-6)))
+    rows = [(span.score, span.score - best, np.log(len(span.quote.text)), likely) for span in spans]
+    return np.array(rows, dtype=float).reshape(len(spans), 4)
 
 
 def _runs(contract_id: str, offset: int, text: str) -> Iterator[tuple[Quote, list[str]]]:

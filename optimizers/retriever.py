@@ -34,8 +34,13 @@ class TunableRetrieval(Protocol):
     def score(self, embedder: SentenceTransformer, program: dspy.Module, examples: Sequence[dspy.Example]) -> float:
         """How well this embedder alone ranks for these questions; asked several times while it is trained."""
 
-    def reindexed(self, program: dspy.Module, embedder: SentenceTransformer) -> dspy.Module:
-        """A copy of the program on an index of its own that this embedder made; the old index stays whole."""
+    def reindexed(
+        self, program: dspy.Module, embedder: SentenceTransformer, examples: Sequence[dspy.Example]
+    ) -> dspy.Module:
+        """A copy of the program on an index of its own that this embedder made; the old index stays whole.
+
+        How contracts are cut may be chosen on the questions.
+        """
 
     def fitted(self, program: dspy.Module, examples: Sequence[dspy.Example]) -> tuple[dspy.Module, float]:
         """A copy of the program with the numbers of retrieval that suit these questions, and its score there."""
@@ -88,7 +93,7 @@ class RetrieverTune(Teleprompter):
         )
         after, score_after = before, score_before
         if training["best_step"]:
-            after, score_after = self.retrieval.fitted(self.retrieval.reindexed(student, embedder), valset)
+            after, score_after = self.retrieval.fitted(self.retrieval.reindexed(student, embedder, valset), valset)
         kept = score_after > score_before
         self.log = RetrieverLog(score_before, score_after, kept, training)
         logger.info("retriever: %.3f before, %.3f after %d steps", score_before, score_after, training["steps"])

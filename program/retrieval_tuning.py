@@ -3,49 +3,33 @@
     tune = RetrieverTune(ReviewRetrieval(run_folder / "retriever"), EmbedderSettings(max_steps=200))
     program = tune.compile(program, trainset=train, valset=val)
 
-Rankings are compared by how many of the gold characters stand in the first so many characters retrieved, so that the
-size of a passage neither helps nor harms. Not handled: a reranker's weights.
+Not handled: a reranker's weights.
 """
 
+import tempfile
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import dspy
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from corpora.cuad import bare_question
 from corpora.sentences import sentences
 from corpora.types import Passage, Span
-from modules.absence import AnswerModel, fit_answer_model
 from modules.embedding import embed, folded
 from modules.index_files import StoreError
 from modules.retrieval_settings import RetrievalSettings
-from modules.retrieve import evidence_in, rank
+from modules.retrieve import rank
 from modules.retriever import PassageIndex
 from optimizers.embedder import SearchRow
-from program.retrieval_metric import Place, character_scores, recall_in_chars
+from program.retrieval_fit import Asked, answered, fit_answers, fit_fusion, fit_k, recall_of
 
-BUDGETS_CHARS = (600, 1200, 2400, 4800)
-LEXICAL_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
-RRF_CONSTANTS = (5.0, 10.0, 20.0, 60.0)
 _KEPT_NEGATIVES = 32
 _READ_FOR_SENTENCES = 4
-# Of the share of gold characters that k passages hold, fewer passages may lose so much.
-_K_LOSS = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A question with an answer, as it is put to one contract: the query, and where the gold text stands."""
-
-    query: str
-    contract_id: str
-    gold: tuple[Span, ...]
 
 
 class ReviewRetrieval:
@@ -53,11 +37,20 @@ class ReviewRetrieval:
 
     New indexes stand in folders of their own below `folder`, each with its embedder beside it; nothing is deleted.
     `made` are those indexes, open: close them. `val_contracts` bounds how many contracts an embedder is scored on
-    while it is trained.
+    while it is trained. `cuts` are ways to cut passages anew ({"max_chars": 1000}, {"overlap_chars": 100}, ...), of
+    which the best on those contracts is taken, the index's own among them.
     """
 
-    def __init__(self, folder: Path | str, *, val_contracts: int = 12, seed: int = 0, progress: bool = True) -> None:
-        self.folder, self.val_contracts = Path(folder), val_contracts
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        cuts: Sequence[Mapping[str, Any]] = (),
+        val_contracts: int = 12,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        self.folder, self.cuts, self.val_contracts = Path(folder), cuts, val_contracts
         self.seed, self.progress = seed, progress
         self.made: list[PassageIndex] = []
 
@@ -98,7 +91,7 @@ class ReviewRetrieval:
         return rows
 
     def score(self, embedder: SentenceTransformer, program: dspy.Module, examples: Sequence[dspy.Example]) -> float:
-        """Share of the gold characters in the first BUDGETS_CHARS characters, their mean; ranked by cosine alone."""
+        """Mean of `recall_of` with this embedder's cosines alone."""
         index = program.retrieve.index
         some = self._some(answered(examples))
         found = []
@@ -108,20 +101,23 @@ class ReviewRetrieval:
             vectors_P_D = embed(embedder, [index.embedded_text(passage) for passage in passages])
             for asked, query_D in zip(own, embed(embedder, [asked.query for asked in own]), strict=True):
                 order = np.argsort(-(vectors_P_D @ query_D), kind="stable")
-                found.append(_recall(asked, [passages[i] for i in order]))
+                found.append(recall_of(asked, [passages[i] for i in order]))
         return float(np.mean(found))
 
-    def reindexed(self, program: dspy.Module, embedder: SentenceTransformer) -> dspy.Module:
-        """A copy of the program on a new index of the same contracts, cut alike, in a new folder below `folder`.
+    def reindexed(
+        self, program: dspy.Module, embedder: SentenceTransformer, examples: Sequence[dspy.Example]
+    ) -> dspy.Module:
+        """A copy of the program on a new index of the same contracts in a new folder below `folder`.
 
         The index that the program has is not touched: it serves until the copy is taken in its place.
         """
         old = program.retrieve.index
+        cut = self._best_cut(program, embedder, examples)
         folder = self.folder / uuid.uuid4().hex[:8]
         embedder.save(str(folder / "embedder"))
         new = PassageIndex.build(
             (old.contract(key) for key in old.contract_ids),
-            folder=folder / "index", embedder=embedder, progress=self.progress, **old.cut,
+            folder=folder / "index", embedder=embedder, progress=self.progress, **cut,
         )  # fmt: skip
         self.made.append(new)
         return _with(program, new, program.retrieve.settings)
@@ -137,92 +133,30 @@ class ReviewRetrieval:
         best = replace(best, k=fit_k(index, asked, best), answers=fit_answers(index, examples))
         return _with(program, index, best), score
 
+    def _best_cut(
+        self, program: dspy.Module, embedder: SentenceTransformer, examples: Sequence[dspy.Example]
+    ) -> dict[str, Any]:
+        """Of the index's own cut and `cuts` the one under which most is found in as many characters."""
+        old, asked = program.retrieve.index, self._some(answered(examples))
+        contracts = [old.contract(key) for key in sorted({one.contract_id for one in asked})]
+        scores: list[tuple[float, dict[str, Any]]] = []
+        for cut in [old.cut, *({**old.cut, **cut} for cut in self.cuts)] if self.cuts else []:
+            with tempfile.TemporaryDirectory() as scratch:
+                index = PassageIndex.build(contracts, folder=scratch, embedder=embedder, progress=self.progress, **cut)
+                scores.append((fit_fusion(index, asked, program.retrieve.settings)[1], cut))
+                index.close()
+        return max(scores, key=lambda pair: pair[0])[1] if scores else old.cut
+
     def _some(self, asked: Sequence[Asked]) -> list[Asked]:
         keys = sorted({one.contract_id for one in asked})
         kept = set(Random(self.seed).sample(keys, min(self.val_contracts, len(keys))))
         return [one for one in asked if one.contract_id in kept]
 
 
-def recalls(program: dspy.Module, examples: Sequence[dspy.Example], ks: Sequence[int]) -> list[tuple[str, list[float]]]:
-    """(topic, share of the gold characters among the best k passages for each k) of each question with an answer."""
-    index, settings = program.retrieve.index, program.retrieve.settings
-    rows = []
-    for asked in answered(examples):
-        ranked = _ranked(index, asked, settings)
-        rows.append((asked.query.partition(":")[0], [_recall_at(asked, ranked, k) for k in ks]))
-    return rows
-
-
-def answered(examples: Sequence[dspy.Example]) -> list[Asked]:
-    """The examples that have an answer, with their spans (`program.examples.to_examples`)."""
-    return [
-        Asked(bare_question(e.question), e.contract_id, tuple(Span(start, end) for start, end in e.spans))
-        for e in examples
-        if e.spans
-    ]
-
-
 def wordings(query: str) -> tuple[str, ...]:
     """Ways of asking the same: as it is, and of "Name: details" each part too."""
     name, colon, details = query.partition(": ")
     return (query, name, details) if colon and name and details else (query,)
-
-
-def fit_fusion(
-    index: PassageIndex, asked: Sequence[Asked], start: RetrievalSettings
-) -> tuple[RetrievalSettings, float]:
-    """The fusion with the highest mean recall at BUDGETS_CHARS on these questions, and that recall."""
-    grid = [start]
-    grid += [replace(start, fusion="sum", dense_weight=1.0, lexical_weight=w) for w in LEXICAL_WEIGHTS]
-    grid += [
-        replace(start, fusion="rrf", dense_weight=1.0, rrf_constant=c, lexical_weight=w)
-        for c, w in product(RRF_CONSTANTS, LEXICAL_WEIGHTS[3:])
-    ]
-    scores = [float(np.mean([_recall(one, _ranked(index, one, settings)) for one in asked])) for settings in grid]
-    at = int(np.argmax(scores))
-    return grid[at], scores[at]
-
-
-def fit_k(index: PassageIndex, asked: Sequence[Asked], settings: RetrievalSettings) -> int:
-    """The fewest passages that hold as much gold text as `settings.k` do, but for a hundredth of all."""
-    ranked = [_ranked(index, one, settings) for one in asked]
-
-    def recall(k: int) -> float:
-        return float(np.mean([_recall_at(one, found, k) for one, found in zip(asked, ranked, strict=True)]))
-
-    enough = recall(settings.k) - _K_LOSS
-    return next(k for k in range(1, settings.k + 1) if recall(k) >= enough)
-
-
-def fit_answers(index: PassageIndex, examples: Sequence[dspy.Example]) -> AnswerModel | None:
-    """How likely a contract of the index answers a question; None where all of these are answered, or none is."""
-    has_answer = [bool(example.spans) for example in examples]
-    if len(set(has_answer)) < 2:
-        return None
-    queries = [bare_question(example.question) for example in examples]
-    found = [evidence_in(index, query, e.contract_id) for query, e in zip(queries, examples, strict=True)]
-    return fit_answer_model(queries, found, has_answer)
-
-
-def _ranked(index: PassageIndex, asked: Asked, settings: RetrievalSettings) -> list[Passage]:
-    return [hit.passage for hit in rank(index, asked.query, (asked.contract_id,), settings)]
-
-
-def _recall(asked: Asked, ranked: Sequence[Passage]) -> float:
-    places = [_place(passage) for passage in ranked]
-    return float(np.mean([recall_in_chars(_gold(asked), places, budget) for budget in BUDGETS_CHARS]))
-
-
-def _recall_at(asked: Asked, ranked: Sequence[Passage], k: int) -> float:
-    return character_scores(_gold(asked), [_place(passage) for passage in ranked[:k]])[1]
-
-
-def _gold(asked: Asked) -> list[Place]:
-    return [(asked.contract_id, span) for span in asked.gold]
-
-
-def _place(passage: Passage) -> Place:
-    return passage.contract_id, Span(passage.start, passage.end)
 
 
 def _sentences(passage: Passage) -> list[Passage]:

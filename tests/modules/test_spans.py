@@ -1,8 +1,8 @@
 import pytest
 
-from corpora.types import Passage
+from corpora.types import Passage, Quote
 from modules.grounding import locate, stretches
-from modules.spans import SpanFinder, confidence, fit_confidence
+from modules.spans import ScoredSpan, SpanFinder, confidences, fit_span_model
 
 TEXT = "1. Law. Ohio law governs. Courts of Ohio decide. 2. Fees. The Buyer pays fees. Fees are due at once."
 
@@ -12,14 +12,13 @@ def cut(*places):
 
 
 def test_the_nearest_sentences_come_first_with_their_places_and_do_not_overlap(word_embedder):
-    found = SpanFinder(word_embedder, slope=2.0, offset=-1.0).find("the buyer pays fees", cut((0, len(TEXT))))
+    found = SpanFinder(word_embedder).find("the buyer pays fees", cut((0, len(TEXT))))
     assert found[0].quote.text == "The Buyer pays fees." and found[0].score == pytest.approx(1.0)
     assert all(TEXT[span.quote.start : span.quote.end] == span.quote.text for span in found)
     places = sorted((span.quote.start, span.quote.end) for span in found)
     assert all(before[1] <= after[0] for before, after in zip(places, places[1:], strict=False))
     scores = [span.score for span in found]
     assert scores == sorted(scores, reverse=True)
-    assert [span.confidence for span in found] == pytest.approx([confidence(score, 2.0, -1.0) for score in scores])
     assert len(SpanFinder(word_embedder).find("fees", cut((0, len(TEXT))), n_best=2)) == 2
 
 
@@ -46,15 +45,29 @@ def test_no_sentence_is_embedded_twice(word_embedder):
     assert len(seen) == len(set(seen)) and {"ohio", "fees"} < set(seen)
 
 
+def span(score, length=50):
+    return ScoredSpan(Quote("x" * length, "c", 0, length), score)
+
+
 def test_confidence_is_fitted_to_how_often_a_score_is_right():
-    scores = [0.1] * 10 + [0.9] * 10
-    right = [True] + [False] * 9 + [True] * 8 + [False] * 2
-    slope, offset = fit_confidence(scores, right)
-    assert confidence(0.1, slope, offset) == pytest.approx(0.1, abs=0.01)
-    assert confidence(0.9, slope, offset) == pytest.approx(0.8, abs=0.01)
-    assert confidence(0.5, 1e6, -1e9) < 1e-300 and confidence(1.0, 1e6, 1e6) == 1.0
+    questions = [([span(0.1)], 0.5, [i == 0]) for i in range(10)] + [([span(0.9)], 0.5, [i < 8]) for i in range(10)]
+    model = fit_span_model(questions)
+    (low,), (high,) = (confidences(model, [span(score)], 0.5) for score in (0.1, 0.9))
+    assert low == pytest.approx(0.1, abs=0.02) and high == pytest.approx(0.8, abs=0.02)
+    assert confidences(model, [], 0.5) == [] and confidences(model, [span(0.9)], 0.0)[0] >= 0
     with pytest.raises(ValueError, match="of 2 spans 2 are right"):
-        fit_confidence([0.1, 0.2], [True, True])
+        fit_span_model([([span(0.1), span(0.2)], 0.5, [True, True])])
+
+
+def test_confidence_follows_whether_the_question_is_answered_and_what_the_best_span_is():
+    questions = []
+    for i in range(40):
+        answered = i % 2 == 0
+        likely = 0.9 if answered else 0.1
+        questions.append(([span(0.8), span(0.5)], likely, [answered and i % 20 != 0, answered and i % 10 == 0]))
+    model = fit_span_model(questions)
+    there, not_there = confidences(model, [span(0.8), span(0.5)], 0.9), confidences(model, [span(0.8)], 0.1)
+    assert there[0] > 0.7 > there[1] and not_there[0] < 0.2
 
 
 def test_what_overlaps_is_read_once():

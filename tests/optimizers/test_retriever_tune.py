@@ -34,7 +34,7 @@ class FakeRetrieval:
         self.asked.append(("score", examples))
         return next(self.embedder_scores)
 
-    def reindexed(self, program, embedder):
+    def reindexed(self, program, embedder, examples):
         return Program("new index")
 
     def fitted(self, program, examples):

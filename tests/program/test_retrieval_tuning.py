@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from corpora.synthetic import write_corpus
 from corpora.types import Span
 from modules.embedder import load_embedder
+from modules.extract import Extract
 from modules.index_files import StoreError
 from modules.retrieval_settings import RetrievalSettings
 from modules.retriever import PassageIndex
@@ -13,7 +15,8 @@ from optimizers.embedder import EmbedderSettings
 from optimizers.retriever import RetrieverTune
 from program.contract_review import ContractReview
 from program.examples import to_examples
-from program.retrieval_tuning import Asked, ReviewRetrieval, answered, fit_fusion, fit_k, wordings
+from program.retrieval_fit import Asked, answered, fit_answers, fit_fusion, fit_k, fit_spans
+from program.retrieval_tuning import ReviewRetrieval, wordings
 
 SHORT = {"max_steps": 6, "batch_size": 8, "validations": 1, "progress": False}
 
@@ -169,3 +172,37 @@ def test_what_is_not_answered_is_learnt_too(corpus, program, tmp_path):
     assert right > max(np.mean([e.found for e in held_out]), np.mean([not e.found for e in held_out]))
     only, _ = retrieval.fitted(program, [e for e in side(corpus, 0) if e.found])
     assert only.retrieve.settings.answers is None
+
+
+def test_the_cut_under_which_most_is_found_is_taken(corpus, program, tmp_path):
+    retrieval = ReviewRetrieval(tmp_path / "new", cuts=[{"max_chars": 3000}, {"max_chars": 250}], progress=False)
+    tuned = retrieval.reindexed(program, load_embedder(), side(corpus, 0, 1))
+    try:
+        scores = {}
+        for size in (400, 3000, 250):
+            index = PassageIndex.build(
+                corpus.contracts[:2], folder=tmp_path / str(size), embedder=load_embedder(), max_chars=size,
+                progress=False,
+            )  # fmt: skip
+            scores[size] = fit_fusion(index, answered(side(corpus, 0, 1)), RetrievalSettings())[1]
+            index.close()
+        assert tuned.retrieve.index.cut["max_chars"] == max(scores, key=scores.get)
+        assert (
+            len(set(scores.values())) > 1 and tuned.retrieve.index.contract_ids == program.retrieve.index.contract_ids
+        )
+    finally:
+        for index in retrieval.made:
+            index.close()
+
+
+def test_confidences_of_spans_are_fitted_on_labels(corpus, program):
+    settings = RetrievalSettings(k=4, answers=fit_answers(program.retrieve.index, side(corpus, 0, 1)))
+    retrieve = program.retrieve
+    retrieve.swap(retrieve.index, settings)
+    extract, right, wrong = Extract(retrieve), [], []
+    retrieve.swap(retrieve.index, replace(settings, spans=fit_spans(extract, side(corpus, 0, 1))))
+    for example in side(corpus, 2, 3):
+        found = extract(question=example.question, contract_id=example.contract_id)
+        for span, confidence in zip(found.spans, found.confidences, strict=True):
+            (right if span.quote.text in example.quotes else wrong).append(confidence)
+    assert np.mean(right) > 3 * np.mean(wrong)

@@ -1,0 +1,57 @@
+"""The DSPy module that extracts spans with confidences and asks no language model."""
+
+import threading
+
+import dspy
+
+from corpora.cuad import bare_question
+from modules.retrieve import Retrieve
+from modules.spans import ScoredSpan, SpanFinder, SpanModel, confidences
+
+
+class Extract(dspy.Module):
+    """The sentences of a contract that answer a question, by `retrieve` and the embedder of its index alone.
+
+    Confidences are those of the settings' SpanModel; without one they are None. Thread-safe: one question at a time is
+    embedded.
+    """
+
+    def __init__(self, retrieve: Retrieve, n_best: int = 20) -> None:
+        super().__init__()
+        self.retrieve, self.n_best = retrieve, n_best
+        self._finders = _Finders()
+
+    def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:
+        """`Prediction(spans, confidences, p_answered, passages)`, best span first; errors as `Retrieve` raises them."""
+        found = self.retrieve(question=question, contract_id=contract_id)
+        spans = self._finders.find(self.retrieve, bare_question(question), found.passages, self.n_best)
+        model = self.retrieve.settings.spans
+        likely = 0.5 if found.p_answered is None else found.p_answered
+        return dspy.Prediction(
+            spans=spans,
+            confidences=None if model is None else confidences(model, spans, likely),
+            p_answered=found.p_answered,
+            passages=found.passages,
+        )
+
+
+class _Finders:
+    """One SpanFinder for the embedder in use; a deep copy is the same object, for a finder is a cache."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._embedder: object | None = None
+        self._finder: SpanFinder | None = None
+
+    def find(self, retrieve: Retrieve, query: str, passages: list, n_best: int) -> tuple[ScoredSpan, ...]:
+        with self._lock:
+            embedder = retrieve.index.embedder
+            if self._finder is None or self._embedder is not embedder:
+                self._embedder, self._finder = embedder, SpanFinder(embedder)
+            return self._finder.find(query, passages, n_best)
+
+    def __deepcopy__(self, memo: dict) -> "_Finders":
+        return self
+
+
+__all__ = ["Extract", "SpanModel"]

@@ -1,0 +1,129 @@
+"""The numbers of retrieval fitted on labelled questions: fusion, k, absence, the confidence of spans.
+
+Rankings are compared by how many of the gold characters stand in the first so many characters retrieved, so that the
+size of a passage neither helps nor harms.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import dspy
+import numpy as np
+
+from corpora.cuad import bare_question
+from corpora.types import Passage, Span
+from modules.absence import AnswerModel, fit_answer_model
+from modules.extract import Extract
+from modules.retrieval_settings import RetrievalSettings
+from modules.retrieve import evidence_in, rank
+from modules.retriever import PassageIndex
+from modules.spans import SpanModel, fit_span_model
+from program.metrics import cuad_matches
+from program.retrieval_metric import Place, character_scores, recall_in_chars
+
+BUDGETS_CHARS = (600, 1200, 2400, 4800)
+LEXICAL_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
+RRF_CONSTANTS = (5.0, 10.0, 20.0, 60.0)
+# Of the share of gold characters that k passages hold, fewer passages may lose so much.
+_K_LOSS = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question with an answer, as it is put to one contract: the query, and where the gold text stands."""
+
+    query: str
+    contract_id: str
+    gold: tuple[Span, ...]
+
+
+def recalls(program: dspy.Module, examples: Sequence[dspy.Example], ks: Sequence[int]) -> list[tuple[str, list[float]]]:
+    """(topic, share of the gold characters among the best k passages for each k) of each question with an answer."""
+    index, settings = program.retrieve.index, program.retrieve.settings
+    rows = []
+    for asked in answered(examples):
+        ranked = _ranked(index, asked, settings)
+        rows.append((asked.query.partition(":")[0], [_recall_at(asked, ranked, k) for k in ks]))
+    return rows
+
+
+def answered(examples: Sequence[dspy.Example]) -> list[Asked]:
+    """The examples that have an answer, with their spans (`program.examples.to_examples`)."""
+    return [
+        Asked(bare_question(e.question), e.contract_id, tuple(Span(start, end) for start, end in e.spans))
+        for e in examples
+        if e.spans
+    ]
+
+
+def fit_fusion(
+    index: PassageIndex, asked: Sequence[Asked], start: RetrievalSettings
+) -> tuple[RetrievalSettings, float]:
+    """The fusion with the highest mean recall at BUDGETS_CHARS on these questions, and that recall."""
+    grid = [start]
+    grid += [replace(start, fusion="sum", dense_weight=1.0, lexical_weight=w) for w in LEXICAL_WEIGHTS]
+    grid += [
+        replace(start, fusion="rrf", dense_weight=1.0, rrf_constant=c, lexical_weight=w)
+        for c, w in product(RRF_CONSTANTS, LEXICAL_WEIGHTS[3:])
+    ]
+    scores = [float(np.mean([recall_of(one, _ranked(index, one, settings)) for one in asked])) for settings in grid]
+    at = int(np.argmax(scores))
+    return grid[at], scores[at]
+
+
+def fit_k(index: PassageIndex, asked: Sequence[Asked], settings: RetrievalSettings) -> int:
+    """The fewest passages that hold as much gold text as `settings.k` do, but for a hundredth of all."""
+    ranked = [_ranked(index, one, settings) for one in asked]
+
+    def recall(k: int) -> float:
+        return float(np.mean([_recall_at(one, found, k) for one, found in zip(asked, ranked, strict=True)]))
+
+    enough = recall(settings.k) - _K_LOSS
+    return next(k for k in range(1, settings.k + 1) if recall(k) >= enough)
+
+
+def fit_answers(index: PassageIndex, examples: Sequence[dspy.Example]) -> AnswerModel | None:
+    """How likely a contract of the index answers a question; None where all of these are answered, or none is."""
+    has_answer = [bool(example.spans) for example in examples]
+    if len(set(has_answer)) < 2:
+        return None
+    queries = [bare_question(example.question) for example in examples]
+    found = [evidence_in(index, query, e.contract_id) for query, e in zip(queries, examples, strict=True)]
+    return fit_answer_model(queries, found, has_answer)
+
+
+def fit_spans(extract: Extract, examples: Sequence[dspy.Example]) -> SpanModel:
+    """What makes a span's score a confidence: a span is right where it matches a gold one as CUAD counts it.
+
+    ValueError where none is right, or all are.
+    """
+    questions = []
+    for example in examples:
+        found = extract(question=example.question, contract_id=example.contract_id)
+        texts = [span.quote.text for span in found.spans]
+        right = cuad_matches(texts, example.quotes, parties=example.category == "Parties").any(axis=1)
+        questions.append((found.spans, 0.5 if found.p_answered is None else found.p_answered, right.tolist()))
+    return fit_span_model(questions)
+
+
+def _ranked(index: PassageIndex, asked: Asked, settings: RetrievalSettings) -> list[Passage]:
+    return [hit.passage for hit in rank(index, asked.query, (asked.contract_id,), settings)]
+
+
+def recall_of(asked: Asked, ranked: Sequence[Passage]) -> float:
+    """Share of the gold characters in the first BUDGETS_CHARS characters of a ranking, the mean over these."""
+    places = [_place(passage) for passage in ranked]
+    return float(np.mean([recall_in_chars(_gold(asked), places, budget) for budget in BUDGETS_CHARS]))
+
+
+def _recall_at(asked: Asked, ranked: Sequence[Passage], k: int) -> float:
+    return character_scores(_gold(asked), [_place(passage) for passage in ranked[:k]])[1]
+
+
+def _gold(asked: Asked) -> list[Place]:
+    return [(asked.contract_id, span) for span in asked.gold]
+
+
+def _place(passage: Passage) -> Place:
+    return passage.contract_id, Span(passage.start, passage.end)
