@@ -6,7 +6,7 @@ import dspy
 
 from corpora.cuad import bare_question
 from modules.retrieve import Retrieve
-from modules.spans import ScoredSpan, SpanFinder, SpanModel, confidences
+from modules.spans import ScoredSpan, SpanFinder, confidences
 
 
 class Extract(dspy.Module):
@@ -52,6 +52,3 @@ class _Finders:
 
     def __deepcopy__(self, memo: dict) -> "_Finders":
         return self
-
-
-__all__ = ["Extract", "SpanModel"]

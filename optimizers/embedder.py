@@ -9,6 +9,7 @@ Not handled: cross-encoders, several GPUs, resuming a training that was killed.
 """
 
 import copy
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,12 +24,14 @@ from sentence_transformers.sentence_transformer.losses import (
     CachedGISTEmbedLoss,
     CachedMultipleNegativesRankingLoss,
 )
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from optimizers.errors import TrainingError
 from optimizers.machine import cpu_has_bf16
 
+logger = logging.getLogger(__name__)
 LOSSES = ("mnrl", "gist")
 Score = Callable[[SentenceTransformer], float]
 
@@ -121,9 +124,9 @@ def train_embedder(
             loss=_loss(model, embedder, settings),
             callbacks=[watch],
         )
-        if not settings.progress:
-            trainer.remove_callback(ProgressCallback)
-        trainer.remove_callback(PrinterCallback)
+        # Its bar prints a line for every loss; _Watch has one of its own.
+        for callback in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(callback)
         trainer.train()
     watch.restore()
     model.eval()
@@ -228,7 +231,7 @@ def _arguments(
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to=[],
-        disable_tqdm=not settings.progress,
+        disable_tqdm=True,
     )
 
 
@@ -258,11 +261,14 @@ class _Watch(TrainerCallback):
         self._best: dict[str, torch.Tensor] | None = None
         self.scores: list[tuple[int, float]] = []
         self.best_step = 0
+        self._told: dict[str, str] = {}
+        self._bar = tqdm(total=steps, desc="training the embedder", unit=" steps", disable=not settings.progress)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._look(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.update()
         if state.global_step % self._every == 0 or state.global_step == state.max_steps:
             self._look(state.global_step)
             later = [step for step, _ in self.scores if step > self.best_step]
@@ -272,6 +278,11 @@ class _Watch(TrainerCallback):
         loss = (logs or {}).get("loss", 0.0)
         if not loss < float("inf"):
             raise TrainingError(f"the loss is {loss} at step {state.global_step}; lower learning_rate")
+        if logs and "loss" in logs:
+            self._tell(loss=loss)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.close()
 
     def restore(self) -> None:
         """Give the model the best weights, where scores were taken."""
@@ -289,3 +300,9 @@ class _Watch(TrainerCallback):
             self.best_step = step
             self._best = {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
         self.scores.append((step, score))
+        logger.info("step %d: %.3f on the validation questions", step, score)
+        self._tell(score=score)
+
+    def _tell(self, **numbers: float) -> None:
+        self._told |= {name: f"{value:.3f}" for name, value in numbers.items()}
+        self._bar.set_postfix(self._told)
