@@ -133,6 +133,20 @@ def index(
 
 
 @app.command()
+def adopt(
+    library: Annotated[Path, typer.Argument(help="A library that `evergreen index` made.")],
+    run: Annotated[Path, typer.Argument(help="A compile run whose recipe tuned the retriever.")],
+    debug: Debug = False,
+) -> None:
+    """Index a library anew with the retriever that a run has tuned; the old index serves until then."""
+    _quiet()
+    from program.library import adopt as adopt_retriever
+
+    n_passages = adopt_retriever(library, run)
+    typer.echo(f"{library}: {n_passages} passages by the retriever of {run}")
+
+
+@app.command()
 def generate(
     out: Annotated[Path, typer.Argument(help="The CUADv1-format JSON file to write.")],
     house: Annotated[list[str] | None, typer.Option(help="Drafting house, again for more; default: all.")] = None,

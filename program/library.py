@@ -1,6 +1,7 @@
 """A library: an index of the contracts in a user's files, kept in step with them.
 
     report = index_paths(["contracts/"], "library")
+    adopt("library", "runs/mine")    # the embedder that a run has tuned
     index = open_library("library")
 
 A contract's id is made once and stays with its file: the file's path below the folder that was named, without its
@@ -12,10 +13,15 @@ The same text twice is one contract. A run may be killed at any moment: at the e
 the record (`library_record.py`) says, and nothing else. One run at a time; a second waits a minute and is refused.
 """
 
+import json
 import os
+import shutil
 import time
+import uuid
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -25,14 +31,17 @@ from corpora.files.reader import FileReader
 from corpora.files.walk import find_files
 from modules.embedder import load_embedder
 from modules.index_files import locked
+from modules.retrieval_settings import write_settings
 from modules.retriever import Embedder, PassageIndex, StoreError
 from program.library_record import DUPLICATE, FAILED, FILE_NAME, INDEXED, Record
 from program.library_report import IndexReport
 from program.library_run import MISSING, PRUNED, REPLACED, UNCHANGED, LibraryRun
+from program.run_retrieval import read_retrieval
 
-__all__ = ["IndexReport", "index_paths", "open_library"]
+__all__ = ["IndexReport", "adopt", "index_paths", "open_library"]
 
 _LOCK = ".library.lock"
+_BESIDE = "index-"
 _MAX_CHARS = 600
 
 
@@ -83,10 +92,66 @@ def open_library(folder: Path | str, embedder: Embedder | str | None = None) -> 
     folder = Path(folder).resolve()
     record = Record(folder, create=False)
     try:
-        name = record.setting("embedder")
+        current = _current(record, folder)
     finally:
         record.close()
-    return PassageIndex.open(folder, _load(name or None if embedder is None else embedder))
+    return PassageIndex.open(current.index, _load(current.embedder if embedder is None else embedder))
+
+
+def adopt(folder: Path | str, run: Path | str, *, progress: bool = True) -> int:
+    """Let the library in `folder` retrieve as a run does, by its tuned embedder and numbers; how many passages that is.
+
+    Its contracts are indexed anew in a folder of their own while the old index serves; then one write to the record
+    swaps them, and who opens the library has the new one. Killed before that, nothing has changed. The index before
+    stays until the next time, for processes that have it open. Raises StoreError and RunError.
+    """
+    folder, retrieval = Path(folder).resolve(), read_retrieval(Path(run))
+    Record(folder, create=False).close()
+    with locked(folder, _LOCK):
+        record = Record(folder, create=False)
+        try:
+            before = _current(record, folder)
+            for stale in folder.glob(f"{_BESIDE}*"):
+                if stale not in (before.index, before.index.parent):
+                    shutil.rmtree(stale)
+            home = folder / f"{_BESIDE}{uuid.uuid4().hex[:8]}"
+            name = None
+            if retrieval.embedder is not None:  # a copy: the run may be deleted
+                shutil.copytree(retrieval.embedder, home / "embedder")
+                name = str((home / "embedder").relative_to(folder))
+            old = PassageIndex.open(before.index, _load(before.embedder))
+            new = PassageIndex.build(
+                (old.contract(key) for key in old.contract_ids),
+                folder=home / "index", embedder=_load(_place(name, folder)), progress=progress, **retrieval.cut,
+            )  # fmt: skip
+            write_settings(new.folder, retrieval.settings)
+            told = {"index": str(new.folder.relative_to(folder)), "embedder": name, "cut": retrieval.cut}
+            record.set("current", json.dumps(told))
+            return new.n_passages
+        finally:
+            record.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Current:
+    """Where the index of a library stands, the name of its embedder, and its cut where it is not the default's."""
+
+    index: Path
+    embedder: str | None
+    cut: dict[str, Any] | None
+
+
+def _current(record: Record, folder: Path) -> _Current:
+    adopted = record.setting("current")
+    if adopted is None:
+        return _Current(folder, record.setting("embedder") or None, None)
+    told = json.loads(adopted)
+    return _Current(folder / told["index"], _place(told["embedder"], folder), told["cut"])
+
+
+def _place(name: str | None, folder: Path) -> str | None:
+    """The name of an embedder, made whole where it stands in the library."""
+    return str(folder / name) if name is not None and (folder / name).is_dir() else name
 
 
 def _check_folder(folder: Path) -> None:
@@ -97,8 +162,12 @@ def _check_folder(folder: Path) -> None:
 
 
 def _open_index(record: Record, folder: Path, embedder: Embedder | str | None, max_chars: int | None) -> PassageIndex:
+    current = _current(record, folder)
     if embedder is None:
-        embedder = record.setting("embedder") or None
+        embedder = current.embedder
+    if current.cut is not None:
+        cut = current.cut if max_chars is None else {**current.cut, "max_chars": max_chars}
+        return PassageIndex.build((), folder=current.index, embedder=_load(embedder), progress=False, **cut)
     known = record.setting("max_chars")
     if max_chars is None:
         max_chars = int(known) if known else _MAX_CHARS
