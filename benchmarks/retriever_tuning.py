@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
+from benchmarks.absence import report
 from benchmarks.retrieval import Asked, Row, as_json, inside_hits, print_rows, reference, score, split
 from benchmarks.wordings import WORDINGS
 from corpora.cuad import bare_question, read_cuad
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--max-chars", type=int, default=600)
     parser.add_argument("--embedder", help="a folder or a hub id; default: the packaged all-MiniLM-L6-v2")
+    parser.add_argument("--tuned", type=Path, help="an embedder tuned before, to be scored: nothing is trained")
     parser.add_argument("--leave-out", nargs="+", default=[], help="categories to train without and to score alone")
     parser.add_argument("--bf16", action="store_true", help="embed in bfloat16 too: faster, cosines within .005")
     parser.add_argument("--work", type=Path, help="a folder for the other indexes: a second run with it takes them")
@@ -108,12 +110,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         scratch = args.work or temporary
         keep = args.keep or Path(scratch) / "tuned"
-        embedder = load_embedder(args.embedder)
-        if args.bf16:
-            embedder.__class__ = Bf16Transformer
+        embedder, tuned = load_embedder(args.embedder), load_embedder(str(args.tuned)) if args.tuned else None
+        for one in (embedder, tuned) if args.bf16 else ():
+            if one is not None:
+                one.__class__ = Bf16Transformer
         began = time.perf_counter()
         index = PassageIndex.build(
-            parts.train.contracts + parts.val.contracts,
+            parts.val.contracts if tuned else parts.train.contracts + parts.val.contracts,
             folder=Path(scratch) / "learn", embedder=embedder, max_chars=args.max_chars,
         )  # fmt: skip
         print(f"indexed {index.n_passages} passages in {time.perf_counter() - began:.0f} s", flush=True)
@@ -122,9 +125,15 @@ def main() -> None:
         train, val = (to_examples(without(part, args.leave_out)) for part in (parts.train, parts.val))
         began = time.perf_counter()
         program = ContractReview(index, 8)
-        before, _ = retrieval.fitted(program, val)
-        after = tune.compile(program, trainset=train, valset=val)
-        print(f"tuned in {time.perf_counter() - began:.0f} s: {tune.log}", flush=True)
+        before, score_before = retrieval.fitted(program, val)
+        if tuned is None:
+            after = tune.compile(program, trainset=train, valset=val)
+            print(f"tuned in {time.perf_counter() - began:.0f} s: {tune.log}", flush=True)
+        else:
+            learnt = PassageIndex.build(parts.val.contracts, folder=keep, embedder=tuned, **index.cut)
+            retrieval.made.append(learnt)
+            after, score_after = retrieval.fitted(ContractReview(learnt, 8), val)
+            print(f"on the validation contracts {score_before:.3f} before and {score_after:.3f} after", flush=True)
         rows = [
             score(
                 "reference: 500-character chunks",
@@ -137,11 +146,17 @@ def main() -> None:
             folder, own = Path(scratch) / f"test-{name}", compiled.retrieve.index.embedder
             unseen = PassageIndex.build(test.contracts, folder=folder, embedder=own, **index.cut)
             rows += rows_of(name, compiled, unseen, test, args.leave_out)
+            if not args.leave_out and compiled.retrieve.settings.answers is not None:
+                print(f"\n{name}: is there an answer?")
+                report(test, unseen, compiled.retrieve.settings.answers)
         print_rows("Inside the right contract", rows)
         for one in (index, unseen, *retrieval.made):
             one.close()
     if args.out:
-        figures = {"arguments": {key: str(value) for key, value in vars(args).items()}, "tuning": asdict(tune.log)}
+        figures = {
+            "arguments": {key: str(value) for key, value in vars(args).items()},
+            "tuning": tune.log and asdict(tune.log),
+        }
         args.out.write_text(json.dumps(figures | {"rows": as_json(rows)}, indent=1) + "\n", encoding="utf-8")
 
 
