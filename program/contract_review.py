@@ -29,5 +29,5 @@ class ContractReview(dspy.Module):
             raise ValueError("the question is empty; ask something about the contract")
         found = self.retrieve(question=question, contract_id=contract_id)
         prediction = self.reviewer(question=question, passages=found.passages)
-        prediction.passages, prediction.p_answered = found.passages, found.p_answered
+        prediction.passages, prediction.p_answered = found.passages, found.get("p_answered")
         return prediction

@@ -28,7 +28,7 @@ class LabelTeacher(ContractReview):
 
     def follow(self, student: dspy.Module) -> None:
         """Retrieve as the student does: a tuned retriever shows other passages."""
-        self.retrieve.swap(student.retrieve.index, student.retrieve.settings)
+        self.retrieve = student.retrieve
 
     def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:
         """As the student's; KeyError for a question without a label."""

@@ -12,7 +12,7 @@ from program.config import CompileConfig, ConfigError
 from program.recipes import Questions, Stage, build_optimizers, chosen, run_recipe
 
 ADAPTER = dspy.ChatAdapter(use_json_adapter_fallback=False)
-CONFIG = CompileConfig("c.json", threads=1)
+CONFIG = CompileConfig("c.json", recipe="p -> s", threads=1)
 
 
 class Skilled(dspy.Module):
