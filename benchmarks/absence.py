@@ -12,6 +12,7 @@ import argparse
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,11 @@ from modules.embedder import load_embedder
 from modules.retrieve import evidence_in
 from modules.retriever import PassageIndex
 from program.examples import to_examples
-from program.intervals import Interval, ratio_interval
+from program.intervals import ratio_interval
 from program.metrics import f1, precision, ratio, recall
+from program.report import interval_text
 from program.retrieval_fit import fit_answers
 from program.summary import calibration_error, reliability_table
-
-
-def text_of(found: Interval) -> str:
-    """Percent with its interval."""
-    return f"{100 * found.mean:5.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
 
 
 def report(test: Corpus, index: PassageIndex, model: AnswerModel) -> None:
@@ -50,12 +47,12 @@ def report(test: Corpus, index: PassageIndex, model: AnswerModel) -> None:
     counts = np.stack([said & truth, said & ~truth, ~said & truth], axis=1).astype(float)
     print(f"\n{len(truth)} questions, {len(set(contracts))} contracts, {truth.mean():.1%} answered")
     for name, statistic in (("detection F1", f1), ("precision", precision), ("recall", recall)):
-        print(f"{name:32}{text_of(ratio_interval(counts, contracts, statistic))}")
+        print(f"{name:32}{interval_text(asdict(ratio_interval(counts, contracts, statistic)))}")
     absent = stated < model.threshold
     for name, chosen in (("answered, called absent", truth), ("absent, called absent", ~truth)):
         shares = np.stack([absent[chosen], np.ones(chosen.sum())], axis=1)
         keys = [key for key, one in zip(contracts, chosen, strict=True) if one]
-        print(f"{name:32}{text_of(ratio_interval(shares, keys, ratio))}")
+        print(f"{name:32}{interval_text(asdict(ratio_interval(shares, keys, ratio)))}")
     table = reliability_table(list(zip(stated.tolist(), truth.astype(float).tolist(), strict=True)), bins=10)
     print(f"{'calibration error (10 bins)':32}{100 * (calibration_error(table) or 0):5.1f}")
     print(f"{'area under ROC':32}{100 * roc_auc_score(truth, stated):5.1f}")

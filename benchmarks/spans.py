@@ -11,7 +11,7 @@ from a bootstrap over contracts.
 import argparse
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +30,14 @@ from program.cuad_metric import Extraction, aupr, precision_at_recall, threshold
 from program.examples import to_examples
 from program.intervals import Interval, mean_interval, ratio_interval
 from program.metrics import cuad_matches
+from program.report import interval_text
 from program.retrieval_fit import answered, fit_answers, fit_fusion, fit_spans
 from program.retrieval_metric import character_scores
 
 
 def print_line(name: str, found: Interval) -> None:
     """Percent with its interval."""
-    print(f"{name:44}{100 * found.mean:5.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]", flush=True)
+    print(f"{name:44}{interval_text(asdict(found))}", flush=True)
 
 
 def over_thresholds(metric: Callable, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:

@@ -124,14 +124,20 @@ def rank(index: PassageIndex, query: str, contract_ids: Sequence[str], settings:
 
 def _rank_one(index: PassageIndex, query: str, contract_id: str | None, settings: RetrievalSettings) -> list[Hit]:
     depth = max(settings.depth, settings.k) if contract_id is None else len(index.passages(contract_id))
-    weights = settings.dense_weight, settings.lexical_weight
+    dense = index.search(query, depth, contract_id) if settings.dense_weight else ()
+    words = search_words(index, query, depth, contract_id) if settings.lexical_weight else ()
+    return fuse(dense, words, settings)
+
+
+def fuse(dense: Sequence[Hit], words: Sequence[Hit], settings: RetrievalSettings) -> list[Hit]:
+    """The rankings by meaning and by words as one, best first; where one of them weighs nothing, the other as it is."""
     if settings.lexical_weight == 0:
-        return list(index.search(query, depth, contract_id))
+        return list(dense)
     if settings.dense_weight == 0:
-        return list(search_words(index, query, depth, contract_id))
-    found = index.search(query, depth, contract_id), search_words(index, query, depth, contract_id)
-    passages = {hit.passage.id: hit.passage for hits in found for hit in hits}
-    rankings = [[(hit.passage.id, hit.score) for hit in hits] for hits in found]
+        return list(words)
+    weights = settings.dense_weight, settings.lexical_weight
+    passages = {hit.passage.id: hit.passage for hits in (dense, words) for hit in hits}
+    rankings = [[(hit.passage.id, hit.score) for hit in hits] for hits in (dense, words)]
     if settings.fusion == "rrf":
         fused = reciprocal_rank(rankings, weights, settings.rrf_constant)
     else:
@@ -160,11 +166,16 @@ def _openings(
     return [Hit(p, scores.get(p.id, 0.0)) for p in openings if p.id not in shown]
 
 
+def search_both(index: PassageIndex, query: str, contract_id: str) -> tuple[tuple[Hit, ...], tuple[Hit, ...]]:
+    """All passages of the contract by meaning, and those that share a word with `query` by words. StoreError."""
+    n = len(index.passages(contract_id))
+    return index.search(query, n, contract_id), search_words(index, query, n, contract_id)
+
+
 def evidence_in(index: PassageIndex, query: str, contract_id: str) -> Evidence:
     """How all passages of the contract score for `query`, by meaning and by words. StoreError."""
-    n = len(index.passages(contract_id))
-    cosines, words = index.search(query, n, contract_id), search_words(index, query, n, contract_id)
-    return evidence([hit.score for hit in cosines], [hit.score for hit in words])
+    dense, words = search_both(index, query, contract_id)
+    return evidence([hit.score for hit in dense], [hit.score for hit in words])
 
 
 def with_neighbours(index: PassageIndex, hits: Sequence[Hit], n: int) -> Iterator[Hit]:

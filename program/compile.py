@@ -157,8 +157,8 @@ def estimate(
 ) -> str:
     """Calls, training rows and minutes to expect, from as many calls timed now as are in flight together.
 
-    A training row counts as two calls an epoch, tuning the retriever as twice the embedding of all passages and five
-    times that of what it learns from (measured on the bundled models and a CPU: benchmarks/LOG.md).
+    A training row counts as two calls an epoch (measured on the bundled model and a CPU: benchmarks/LOG.md). Tuning the
+    retriever counts, by a guess, as embedding all passages twice and each passage with an answer twenty times.
     """
     probe = test[:: max(1, len(test) // config.threads)][: config.threads]
     index = program.retrieve.index
@@ -174,7 +174,7 @@ def estimate(
     rows = steps.count("s") * len(questions.train)
     seconds = per_call_s * (scoring + prompts + 2 * rows * config.sft_epochs)
     learnt = sum(bool(example.spans) for example in questions.all_train)
-    tuning_s = indexing_s * (2 + 5 * 4 * learnt / index.n_passages)
+    tuning_s = indexing_s * (2 + 20 * learnt / index.n_passages)
     seconds += steps.count("r") * tuning_s
     return (
         f"about {scoring + prompts} calls and {rows} training rows x {config.sft_epochs:g} epochs: roughly "

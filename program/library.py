@@ -106,13 +106,12 @@ def adopt(folder: Path | str, run: Path | str, *, progress: bool = True) -> int:
     stays until the next time, for processes that have it open. Raises StoreError and RunError.
     """
     folder, retrieval = Path(folder).resolve(), read_retrieval(Path(run))
-    Record(folder, create=False).close()
-    with locked(folder, _LOCK):
-        record = Record(folder, create=False)
-        try:
+    record = Record(folder, create=False)  # before the lock, which would be left in a folder that is no library
+    try:
+        with locked(folder, _LOCK):
             before = _current(record, folder)
             for stale in folder.glob(f"{_BESIDE}*"):
-                if stale not in (before.index, before.index.parent):
+                if stale != before.index.parent:
                     shutil.rmtree(stale)
             home = folder / f"{_BESIDE}{uuid.uuid4().hex[:8]}"
             name = None
@@ -128,8 +127,8 @@ def adopt(folder: Path | str, run: Path | str, *, progress: bool = True) -> int:
             told = {"index": str(new.folder.relative_to(folder)), "embedder": name, "cut": retrieval.cut}
             record.set("current", json.dumps(told))
             return new.n_passages
-        finally:
-            record.close()
+    finally:
+        record.close()
 
 
 @dataclass(frozen=True, slots=True)

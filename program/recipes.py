@@ -95,11 +95,6 @@ def run_recipe(
     Raises TrainingError where a step failed: BetterTogether would log that and return the best so far.
     """
     optimizers = build_optimizers(config, adapter, retrieval, progress=progress)
-    compile_args = {
-        "p": {"teacher": None},
-        "r": {"trainset": questions.all_train, "valset": questions.all_val},
-        "s": {"teacher": teacher},
-    }
     together = BetterTogether(metric=review_metric, **optimizers)
     watch = _FailureLog()
     logger = logging.getLogger("dspy.teleprompt.bettertogether")
@@ -113,7 +108,11 @@ def run_recipe(
             max_errors=len(questions.val),
             seed=config.seed,
             strategy=config.recipe,
-            optimizer_compile_args={key: given for key, given in compile_args.items() if key in optimizers},
+            optimizer_compile_args={
+                "p": {"teacher": None},
+                "r": {"trainset": questions.all_train, "valset": questions.all_val},
+                "s": {"teacher": teacher},
+            },
         )
     finally:
         logger.removeHandler(watch)

@@ -76,14 +76,14 @@ class ReviewRetrieval:
         for asked in answered(examples):
             ranked = [hit.passage for hit in rank(index, asked.query, (asked.contract_id,), settings)]
             right = [passage for passage in ranked if _is_gold(passage, asked.gold)]
-            wrong = [passage for passage in ranked if not any(_shared(passage, span) for span in asked.gold)]
+            wrong = [passage for passage in ranked if not _touches(passage, asked.gold)]
             said = [found for passage in (*right, *wrong[:_READ_FOR_SENTENCES]) for found in _sentences(passage)]
             texts = index.embedded_text
             for golden, others in (
                 ([texts(p) for p in right], [texts(p) for p in wrong]),
                 (
                     [folded(s.text) for s in said if _is_gold(s, asked.gold)],
-                    [folded(s.text) for s in said if not any(_shared(s, span) for span in asked.gold)],
+                    [folded(s.text) for s in said if not _touches(s, asked.gold)],
                 ),
             ):
                 negatives = tuple(others[:_KEPT_NEGATIVES])
@@ -171,6 +171,11 @@ def _sentences(passage: Passage) -> list[Passage]:
 def _is_gold(passage: Passage, gold: Sequence[Span]) -> bool:
     """Whether it holds the better part of a span, or is itself mostly in one."""
     return any(2 * _shared(passage, span) >= min(span.end - span.start, len(passage.text)) for span in gold)
+
+
+def _touches(passage: Passage, gold: Sequence[Span]) -> bool:
+    """Whether it holds any gold text."""
+    return any(_shared(passage, span) for span in gold)
 
 
 def _shared(passage: Passage, span: Span) -> int:

@@ -50,7 +50,7 @@ class Fail(Teleprompter):
 
 def _run(monkeypatch, **steps):
     examples = [dspy.Example(question=str(i), answer="yes").with_inputs("question") for i in range(8)]
-    monkeypatch.setattr(recipes, "build_optimizers", lambda *_, **__: steps)
+    monkeypatch.setattr(recipes, "build_optimizers", lambda *_, **__: {"r": Raise(0), **steps})
     questions = Questions(examples, examples, all_train=examples * 2, all_val=examples * 3)
     return run_recipe(Skilled(), CONFIG, ADAPTER, questions=questions, teacher=Skilled(), retrieval=None)
 
