@@ -18,6 +18,7 @@ import dspy
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
+from corpora.cuad_wordings import PARAPHRASES
 from corpora.sentences import sentences
 from corpora.types import Passage, Span
 from modules.embedding import embed, folded
@@ -154,9 +155,14 @@ class ReviewRetrieval:
 
 
 def wordings(query: str) -> tuple[str, ...]:
-    """Ways of asking the same: as it is, and of "Name: details" each part too."""
+    """Ways of asking the same: as it is, of "Name: details" each part, and a category of CUAD as others put it.
+
+    The query's own words make up about half, so that it stays the one that is known best.
+    """
     name, colon, details = query.partition(": ")
-    return (query, name, details) if colon and name and details else (query,)
+    own = (query, name, details) if colon and name and details else (query,)
+    others = PARAPHRASES.get(name, ())
+    return own * max(1, round(len(others) / len(own))) + others
 
 
 def _sentences(passage: Passage) -> list[Passage]:
