@@ -4,6 +4,7 @@ Kept in memory only and made when first asked for; what has changed in the index
 stemmed, and a passage counts with the headings that it stands under. Not handled: other languages than English.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -15,6 +16,9 @@ from corpora.types import Passage
 from modules.index_files import Stored
 from modules.per_index import PerIndex
 from modules.retriever import Hit, PassageIndex
+
+# It sets its own logger to DEBUG when it is imported, and says a line for every index that it builds.
+logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 
 class Bm25:

@@ -65,14 +65,17 @@ class Retrieve(dspy.Module):
         """Search `index` with `settings` from the next call on; a call that runs ends on what it began with."""
         self._now = index, settings
 
-    def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:
+    def forward(
+        self, question: str, contract_id: str | None = None, without: Sequence[tuple[int, int]] = ()
+    ) -> dspy.Prediction:
         """`Prediction(passages, scores, contract_ids, query, p_answered, absent)`; StoreError as the index raises it.
 
         The chosen passages best first, behind each its neighbours, then definitions, then openings; what is added has
         the score of what it goes with. For None the contracts that the question names are searched, or all of them
         (then without an opening) where it names none; `contract_ids` are those searched, () for all. `p_answered`
         is the highest probability that one of these answers it, `absent` whether that is below the settings' threshold;
-        both are None without a fitted model, and where all are searched.
+        both are None without a fitted model, and where all are searched. Passages that touch `without`, half-open
+        character offsets of `contract_id`, are passed over as if the contract lacked them.
         """
         index, settings = self._now  # once: another thread may swap them
         to = Route((contract_id,), question)
@@ -85,7 +88,7 @@ class Retrieve(dspy.Module):
             likely = max(
                 p_answered(settings.answers, question, evidence_in(index, question, key)) for key in to.contract_ids
             )
-        ranked = rank(index, query, to.contract_ids, settings)
+        ranked = tuple(hit for hit in rank(index, query, to.contract_ids, settings) if not _touches(hit, without))
         if self.reranker is not None:
             n = max(settings.reranked, settings.k)
             ranked = (*self.reranker(query, ranked[:n]), *ranked[n:])
@@ -93,6 +96,7 @@ class Retrieve(dspy.Module):
         chosen += _definitions(index, chosen, settings.definitions)
         if settings.opening:
             chosen += _openings(index, to.contract_ids, ranked, chosen)
+        chosen = [hit for hit in chosen if not _touches(hit, without)]  # neighbours and openings are not ranked
         return dspy.Prediction(
             passages=[hit.passage for hit in chosen],
             scores=[hit.score for hit in chosen],
@@ -143,6 +147,10 @@ def fuse(dense: Sequence[Hit], words: Sequence[Hit], settings: RetrievalSettings
     else:
         fused = weighted_sum(rankings, weights)
     return [Hit(passages[key], score) for key, score in fused]
+
+
+def _touches(hit: Hit, stretches: Sequence[tuple[int, int]]) -> bool:
+    return any(hit.passage.start < end and start < hit.passage.end for start, end in stretches)
 
 
 def _definitions(index: PassageIndex, chosen: Sequence[Hit], most: int) -> list[Hit]:

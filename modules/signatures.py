@@ -44,6 +44,23 @@ class WriteSearchQuery(dspy.Signature):
     query: str = dspy.OutputField(desc="words that the clause would use")
 
 
+class RewordQuestion(dspy.Signature):
+    """Ask the same of a contract in other words, as another reviewer would, without changing what is asked."""
+
+    question: str = dspy.InputField(desc="what a reviewer asks")
+    reworded: str = dspy.OutputField(desc="the same question in other words")
+
+
+class CheckLabel(dspy.Signature):
+    """Say whether the quotes, read alone, answer the question as the answer says, adding nothing to them."""
+
+    question: str = dspy.InputField(desc="what a reviewer asks")
+    quotes: str = dspy.InputField(desc="words of a contract")
+    answer: str = dspy.InputField(desc="the answer that is to be checked")
+    faithful: bool = dspy.OutputField(desc="whether the answer says only what the quotes say")
+    answerable: bool = dspy.OutputField(desc="whether the quotes are what the question asks for")
+
+
 def number_passages(texts: list[str]) -> str:
     """The `passages` field: each text behind its number, white space folded so that a passage is one line."""
     return "\n".join(f"[{i}] {' '.join(text.split())}" for i, text in enumerate(texts, start=1))

@@ -161,3 +161,42 @@ def test_the_module_saves_and_copies_no_index(index):
     program.load_state(program.dump_state())
     for other in (copy.deepcopy(program), program.deepcopy(), program.reset_copy()):
         assert other is not program and other.index is index and other.k == 2
+
+
+def _clause(index, heading):
+    (passage,) = [p for p in index.passages("Acme") if p.heading == heading]
+    return passage
+
+
+def test_passages_that_touch_what_is_left_out_are_passed_over(index):
+    program = Retrieve(index, settings=FUSED)
+    clause = _clause(index, "6. Escrow")
+    full = program(question="escrow", contract_id="Acme").passages
+    assert full[0] == clause
+    for stretch in ((clause.start, clause.end), (clause.start, clause.start + 1), (clause.end - 1, clause.end)):
+        left = program(question="escrow", contract_id="Acme", without=[stretch])
+        assert clause not in left.passages and len(left.passages) == len(left.scores) == len(full)
+    # The end of a stretch is not part of it.
+    beside = [(clause.end, clause.end + 1), (clause.start - 1, clause.start)]
+    assert clause in program(question="escrow", contract_id="Acme", without=beside).passages
+    assert program(question="escrow", contract_id="Acme", without=()).passages == full
+    assert program(question="escrow", contract_id="Acme").passages == full
+
+
+def test_openings_neighbours_and_definitions_are_left_out_too(make_index):
+    meaning = '9. Meaning. "Net Price" means what the Buyer pays after all that the law lets the Buyer keep back. ' * 3
+    index = make_index(Acme=text("Acme", meaning).replace("settled the price", "settled the Net Price"))
+    program = Retrieve(index, settings=RetrievalSettings(k=1, definitions=1, neighbours=1))
+    full = program(question="price", contract_id="Acme").passages
+    assert [p.heading for p in full][:4] == ["2. Price", "3. Term", "1. Law", "9. Meaning"] and full[-1].start == 0
+    for passage in full[1:]:
+        left = program(question="price", contract_id="Acme", without=[(passage.start, passage.end)]).passages
+        assert left == [p for p in full if p != passage]
+
+
+def test_a_reranker_sees_nothing_of_what_is_left_out(index):
+    model, clause = Backwards(), _clause(index, "6. Escrow")
+    settings = RetrievalSettings(k=2, reranked=3, opening=False)
+    program = Retrieve(index, settings=settings, reranker=Reranker(model))
+    program(question="escrow", contract_id="Acme", without=[(clause.start, clause.end)])
+    assert len(model.pairs) == 3 and not any("escrow" in shown for _, shown in model.pairs)
