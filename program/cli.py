@@ -1,4 +1,4 @@
-"""The command line: `evergreen compile | evaluate | ask | index | generate | demo`; each calls one function."""
+"""The command line: `evergreen compile | evaluate | ask | label | index | generate | demo`; each calls one function."""
 
 import logging
 import os
@@ -42,6 +42,10 @@ def compile(
     max_train_questions: Annotated[int | None, typer.Option(help="Questions to train on.")] = None,
     max_val_questions: Annotated[int | None, typer.Option(help="Questions to choose on.")] = None,
     quantize: Annotated[str | None, typer.Option(help="auto, nf4 (4-bit base, QLoRA) or none.")] = None,
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="Contracts for step s to label and learn from: CUADv1-format JSON or a library.")
+    ] = None,
+    labeller: Annotated[str | None, typer.Option(help="A litellm model that labels them; default: the LM.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     threads: Annotated[int | None, typer.Option(help="Questions in flight.")] = None,
     overwrite: Overwrite = False,
@@ -54,6 +58,7 @@ def compile(
         "corpus": _text(corpus), "test_corpus": _text(test), "out": out, "lm": lm, "recipe": recipe, "seed": seed,
         "max_contracts": max_contracts, "max_train_questions": max_train_questions,
         "max_val_questions": max_val_questions, "quantize": quantize, "threads": threads,
+        "unlabelled": _text(unlabelled), "labeller": labeller,
     }  # fmt: skip
     resolved = load_config(config, given)
     _require_files(resolved.corpus, resolved.test_corpus)
@@ -103,6 +108,48 @@ def ask(
     typer.echo(f"{answer.answer}    (confidence {confidence})")
     for quote in answer.quotes:
         typer.echo(f'  "{quote.text}"\n    {quote.contract_id}, characters {quote.start} to {quote.end}')
+
+
+@app.command()
+def label(
+    corpus: Annotated[Path, typer.Option(help="People's labels, CUADv1-format JSON.")],
+    unlabelled: Annotated[Path, typer.Option(help="Contracts to label: CUADv1-format JSON or a library.")],
+    out: Annotated[Path, typer.Option(help="Folder of the labels; with it again, goes on.")] = Path("labels"),
+    run: Annotated[Path | None, typer.Option(help="A compile run whose program labels; default: the plain LM.")] = None,
+    lm: Annotated[str, typer.Option(help="evergreen-base, a model folder, or a hub id.")] = "evergreen-base",
+    labeller: Annotated[str | None, typer.Option(help="A litellm model in the LM's place.")] = None,
+    answered: Annotated[int, typer.Option(min=0, help="Known questions to put to unlabelled contracts.")] = 600,
+    written: Annotated[int, typer.Option(min=0, help="Questions to write about passages.")] = 0,
+    reworded: Annotated[int, typer.Option(min=0, help="Labels to ask in other words.")] = 0,
+    samples: Annotated[int, typer.Option(min=0, help="Sampled answers that have to agree; 0: none are asked.")] = 0,
+    judge: Annotated[bool, typer.Option("--judge", help="An LM checks faithfulness and answerability.")] = False,
+    pii: Annotated[str, typer.Option(help="keep, or drop labels with personal data.")] = "keep",
+    gold: Annotated[Path | None, typer.Option(help="Labels of the unlabelled contracts, for the report alone.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Questions in flight.")] = 32,
+    seed: Annotated[int, typer.Option()] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Write labels for unlabelled contracts after people's, and keep those that pass every filter."""
+    _require_files(str(corpus), _text(gold), *([] if unlabelled.is_dir() else [str(unlabelled)]))
+    _quiet()
+    from program.label import estimate
+    from program.label import label as label_contracts
+    from program.label_settings import FILTERS, LabelSettings
+
+    chosen = {"agreement": samples > 0, "judge": judge}
+    settings = LabelSettings(
+        answered=answered, written=written, reworded=reworded, samples=max(1, samples), pii=pii, seed=seed,
+        filters=tuple(name for name in FILTERS if chosen.get(name, True)),
+    )  # fmt: skip
+    given = {"run": run, "lm": lm, "labeller": labeller, "settings": settings, "threads": threads}
+    if dry_run:
+        typer.echo(estimate(corpus, unlabelled, **given))
+        return
+    result = label_contracts(corpus, unlabelled, out, gold=gold, **given)
+    for line in result.lines:
+        typer.echo(line)
+    typer.echo(f"labels: {result.path / 'labels.cuad.json'}   report: {result.path / 'label_report.html'}")
 
 
 @app.command()

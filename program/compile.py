@@ -14,15 +14,18 @@ import dspy
 
 from corpora.cuad import read_cuad
 from corpora.errors import CorpusError
+from corpora.labels.store import LabelStore
 from corpora.splits import Split, near_duplicate_groups, split_corpus, subset
-from corpora.types import Corpus
+from corpora.types import Contract, Corpus
 from modules.embedder import load_embedder
 from modules.retriever import PassageIndex
 from optimizers.local_lm import local_lm, save_program
+from program.asking import remote
 from program.config import CompileConfig
 from program.contract_review import ContractReview
 from program.evaluate import score_program
 from program.examples import sample_examples, to_examples
+from program.label_settings import LabelSettings
 from program.provenance import data_record, version_record
 from program.recipes import PROMPT_CANDIDATES, Questions, Stage, check_recipe, chosen, run_recipe
 from program.report import write_report
@@ -30,8 +33,10 @@ from program.retrieval_tuning import ReviewRetrieval
 from program.run_retrieval import keep_retrieval
 from program.runlog import logged
 from program.runs import RunFolder, refuse_if_taken
+from program.self_instruct import SelfInstruct
 from program.summary import summarize
 from program.teacher import LabelTeacher
+from program.unlabelled import read_unlabelled, refuse_overlap
 
 Say = Callable[[str], None]
 
@@ -62,6 +67,7 @@ def compile(
     split = read_split(config, say)
     questions = _questions(config, split)
     test = to_examples(split.test)
+    refuse_overlap(questions.unlabelled, split)
     # What cannot be removed from the scratch folder must not hide the error that the run ended with.
     scratch_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     with (
@@ -74,7 +80,7 @@ def compile(
         run.write_json("data.json", _data(config, split))
         began_indexing = time.perf_counter()
         index = PassageIndex.build(
-            split.train.contracts + split.val.contracts + split.test.contracts,
+            _once(split.train.contracts + split.val.contracts + split.test.contracts + questions.unlabelled),
             folder=run.folder / "index",
             embedder=load_embedder(),
             max_chars=config.max_chars,
@@ -82,6 +88,7 @@ def compile(
         )
         indexing_s = time.perf_counter() - began_indexing
         retrieval = ReviewRetrieval(run.folder / "retriever", seed=config.seed, progress=progress)
+        store = LabelStore.open(run.folder / "labels.db") if questions.unlabelled else None
         try:
             # Truncated completions of a weak model would fill the terminal with one warning each.
             with logged(run.folder / "compile.log"), dspy.context(lm=lm, adapter=build_adapter()):
@@ -92,11 +99,16 @@ def compile(
                 run.append_scores("base", rows)
                 teacher = LabelTeacher(index, questions.train, config.k_passages)
                 teacher.set_lm(lm)
+                labels = None
+                if store is not None:
+                    store.hold_out(split.test.contracts, "test")
+                    settings = LabelSettings(seed=config.seed)
+                    labels = SelfInstruct(store, settings, remote(config.labeller), config.threads, progress)
                 n_train, n_val = len(questions.train), len(questions.val)
                 say(f"compiling {config.recipe!r} on {n_train} questions, choosing on {n_val}")
                 stages = run_recipe(
                     program, config, build_adapter(),
-                    questions=questions, teacher=teacher, retrieval=retrieval, progress=progress,
+                    questions=questions, teacher=teacher, retrieval=retrieval, labels=labels, progress=progress,
                 )  # fmt: skip
                 for stage in stages[1:]:
                     scored = score_program(stage.program, test, stage.recipe, threads=config.threads, progress=progress)
@@ -104,8 +116,10 @@ def compile(
                     rows += scored
                 best = chosen(stages)
                 _keep(run, stages, best, Path(scratch))
+                if labels is not None:
+                    run.write_json("labels.json", [asdict(report) for report in labels.reports])
         finally:
-            for one in (index, *retrieval.made):
+            for one in (index, *retrieval.made, *([store] if store else [])):
                 one.close()
         summary = summarize(rows, seed=config.seed) | {"chosen": best.recipe or "base"}
         run.write_json("summary.json", summary)
@@ -140,6 +154,15 @@ def _without_likes(corpus: Corpus, test: Corpus, say: Say) -> Corpus:
             f"{corpus.name}: {len(keep)} contracts are left to train on, at least 3 are needed; give a larger --corpus"
         )
     return subset(corpus, keep)
+
+
+def _once(contracts: tuple[Contract, ...]) -> list[Contract]:
+    """Each contract once; CorpusError where one id has two texts."""
+    known: dict[str, Contract] = {}
+    for contract in contracts:
+        if known.setdefault(contract.id, contract).text != contract.text:
+            raise CorpusError(f"two contracts are called {contract.id!r}, with different texts; rename one of them")
+    return list(known.values())
 
 
 def build_lm(config: CompileConfig, work_dir: Path) -> dspy.LM:
@@ -189,6 +212,7 @@ def _questions(config: CompileConfig, split: Split) -> Questions:
         sample_examples(val, config.max_val_questions, config.seed),
         all_train=train,
         all_val=val,
+        unlabelled=() if config.unlabelled is None else read_unlabelled(config.unlabelled),
     )
 
 

@@ -31,7 +31,9 @@ class CompileConfig:
     `max_chars` bounds one passage, in characters; `max_contracts`, `max_train_questions` and `max_val_questions` take
     everything where None; `learning_rate` None is the tuner's own for the model's width; `threads` is how many
     questions are in flight; `quantize` is auto (nf4 for a large model on CUDA), nf4 or none; `max_tokens` bounds one
-    completion. Raises ConfigError.
+    completion. With `unlabelled`, a CUADv1-format file or a library of `evergreen index`, a step s labels those
+    contracts too and learns from what it trusts, in up to `label_rounds` rounds; `labeller` is a litellm model that
+    labels in the place of the model itself. Raises ConfigError.
     """
 
     corpus: str
@@ -51,6 +53,9 @@ class CompileConfig:
     batch_size: int = 4
     learning_rate: float | None = None
     rank: int = 16
+    unlabelled: str | None = None
+    labeller: str | None = None
+    label_rounds: int = 2
     out: str = "runs/compile"
 
     def __post_init__(self) -> None:
@@ -114,6 +119,7 @@ def _check(config: CompileConfig) -> None:
         "threads",
         "batch_size",
         "rank",
+        "label_rounds",
         "max_contracts",
         "max_train_questions",
         "max_val_questions",

@@ -56,7 +56,7 @@ def evaluate_run(
             with dspy.context(lm=lm, adapter=build_adapter()):
                 base = ContractReview(index, config.k_passages)
                 base.set_lm(lm)
-                compiled = _load(run, own, retrieval.settings, config, Path(scratch))
+                compiled = load_compiled(run, own, retrieval.settings, config, Path(scratch))
                 for stage, program in (("base", base), (chosen, compiled))[chosen == "base" :]:
                     scored = score_program(program, examples, stage, threads=config.threads)
                     folder.append_scores(stage, scored)
@@ -90,7 +90,7 @@ def open_run(run: Path) -> Iterator[ContractReview]:
     index = retrieval.open()
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            program = _load(run, index, retrieval.settings, config, Path(scratch))
+            program = load_compiled(run, index, retrieval.settings, config, Path(scratch))
             with dspy.context(adapter=build_adapter()):
                 yield program
     finally:
@@ -107,8 +107,9 @@ def read_compiled(run: Path) -> tuple[CompileConfig, str]:
     return CompileConfig(**known.config), json.loads((run / "summary.json").read_text(encoding="utf-8"))["chosen"]
 
 
-def _load(
+def load_compiled(
     run: Path, index: PassageIndex, settings: RetrievalSettings, config: CompileConfig, scratch: Path
 ) -> ContractReview:
+    """A compile run's program on `index`; `scratch` is where its LM keeps what it makes."""
     program = ContractReview(index, None, settings=settings)
     return load_program(program, run / "program", name_or_path=config.lm, work_dir=scratch)

@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 # matplotlib wants fixed colours; these two stand for the page's own and are replaced in the SVG.
 _INK, _FAINT = "#010203", "#040506"
 STAGE_COLOURS = ("#8b939e", "#3b7dd8", "#2a9d6f", "#d9822b", "#9b5fc0", "#c94f6d")
+_WIDTH_IN = 4.7
 _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
+    "text.parse_math": False,  # "$" in a name is a dollar
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "xtick.color": _INK,
@@ -31,14 +33,19 @@ def stage_colour(index: int) -> str:
     return STAGE_COLOURS[index % len(STAGE_COLOURS)]
 
 
-def score_plot(labels: Sequence[str], stages: Sequence[Mapping[str, Sequence[float | None]]], title: str) -> str:
+def score_plot(
+    labels: Sequence[str],
+    stages: Sequence[Mapping[str, Sequence[float | None]]],
+    title: str,
+    width_in: float = _WIDTH_IN,
+) -> str:
     """Dots with whiskers, one line a score and one dot a stage from top to bottom, as SVG text.
 
     Each of `stages` has "mean", "low", "high": lists of shares 0–1 in the order of `labels`, None where not known.
     """
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "scores"}):
         row_height = 0.2 + 0.1 * len(stages)
-        figure = Figure(figsize=(4.7, 0.6 + row_height * len(labels)), layout="constrained")
+        figure = Figure(figsize=(width_in, 0.6 + row_height * len(labels)), layout="constrained")
         axes = figure.add_subplot()
         for i, stage in enumerate(stages):
             shift = (i - (len(stages) - 1) / 2) * 0.62 / max(len(stages), 1)
@@ -54,10 +61,39 @@ def score_plot(labels: Sequence[str], stages: Sequence[Mapping[str, Sequence[flo
         return _svg(figure, title)
 
 
+def bar_plot(
+    labels: Sequence[str],
+    parts: Sequence[tuple[str, Sequence[int]]],
+    notes: Sequence[str],
+    title: str,
+    width_in: float = _WIDTH_IN,
+) -> str:
+    """Horizontal bars from top to bottom, one a label, and a note behind each, as SVG text.
+
+    `parts` are the (colour, counts) that a bar is put together from, left to right, counts in the order of `labels`.
+    """
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title}):
+        figure = Figure(figsize=(width_in, 0.3 + 0.27 * len(labels)), layout="constrained")
+        axes = figure.add_subplot()
+        ends = [0] * len(labels)
+        for colour, counts in parts:
+            axes.barh(range(len(labels)), counts, left=ends, height=0.62, color=colour)
+            ends = [end + n for end, n in zip(ends, counts, strict=True)]
+        longest = max(1, *ends)
+        for y, (end, note) in enumerate(zip(ends, notes, strict=True)):
+            axes.text(end + 0.02 * longest, y, note, va="center", fontsize=9)
+        axes.set(xlim=(0, 1.25 * longest), ylim=(len(labels) - 0.5, -0.5))
+        axes.set_yticks(range(len(labels)), labels)
+        axes.xaxis.set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(length=0)
+        return _svg(figure, title)
+
+
 def loss_plot(curves: Mapping[str, Sequence[tuple[float, float]]], title: str) -> str:
     """Training loss by step, one line a training job, as SVG text."""
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "loss"}):
-        figure = Figure(figsize=(4.7, 2.4), layout="constrained")
+        figure = Figure(figsize=(_WIDTH_IN, 2.4), layout="constrained")
         axes = figure.add_subplot()
         for i, (name, points) in enumerate(curves.items(), start=1):
             mark = "o" if len(points) == 1 else ""
@@ -76,7 +112,7 @@ def reliability_plot(tables: Mapping[int, Sequence[Mapping[str, float]]], title:
     Rows of a table as `program.summary.reliability_table` makes them.
     """
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "reliability"}):
-        figure = Figure(figsize=(4.7, 3.4), layout="constrained")
+        figure = Figure(figsize=(_WIDTH_IN, 3.4), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([0, 100], [0, 100], color=_FAINT, linewidth=1)
         for i, table in tables.items():

@@ -1,24 +1,28 @@
 """Recipes: one letter per optimizer, composed by stock `dspy.BetterTogether` as `"r -> p -> s"`."""
 
 import logging
+import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import dspy
 from dspy.teleprompt import BetterTogether, BootstrapFewShotWithRandomSearch
 
+from corpora.types import Contract
 from optimizers.embedder import EmbedderSettings
 from optimizers.errors import TrainingError
-from optimizers.instruct import InstructTune
+from optimizers.instruct import InstructTune, SelfLabels
 from optimizers.retriever import RetrieverTune, TunableRetrieval
 from optimizers.stock import on_own_lm
 from program.config import CompileConfig, ConfigError
+from program.evaluate import score_program
 from program.metrics import review_metric
 from program.teacher import teaches
 
 STEPS = {
     "p": "prompts: demonstrations chosen by random search",
     "r": "retriever: embedder trained on the labels, ranking fitted",
-    "s": "weights: LoRA on the labels",
+    "s": "weights: LoRA on the labels, and on those that it writes for unlabelled contracts",
 }
 PROMPT_CANDIDATES = 2
 
@@ -34,16 +38,25 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """What a recipe learns from and chooses on; "r", which asks no language model, takes all labels of both sides."""
+    """What a recipe learns from and chooses on; "r", which asks no language model, takes all labels of both sides.
+
+    "s" labels `unlabelled` contracts, where there are any.
+    """
 
     train: list[dspy.Example]
     val: list[dspy.Example]
     all_train: list[dspy.Example]
     all_val: list[dspy.Example]
+    unlabelled: tuple[Contract, ...] = ()
 
 
 def build_optimizers(
-    config: CompileConfig, adapter: dspy.Adapter, retrieval: TunableRetrieval, *, progress: bool = True
+    config: CompileConfig,
+    adapter: dspy.Adapter,
+    retrieval: TunableRetrieval,
+    *,
+    labels: SelfLabels | None = None,
+    progress: bool = True,
 ) -> dict[str, dspy.teleprompt.Teleprompter]:
     """The optimizer of each letter. Raises ConfigError for a letter that is not in STEPS."""
     check_recipe(config)
@@ -68,9 +81,23 @@ def build_optimizers(
         # The labels go into the weights; demonstrations would double every prompt for what the weights know by then.
         exclude_demos=True,
         num_threads=config.threads,
+        labels=labels,
+        score=mean_score(config.threads),
+        rounds=config.label_rounds,
+        seed=config.seed,
     )  # fmt: skip
     retriever = RetrieverTune(retrieval, EmbedderSettings(seed=config.seed, progress=progress))
     return {"p": prompts, "r": retriever, "s": weights}
+
+
+def mean_score(threads: int) -> Callable[[dspy.Module, list[dspy.Example]], float]:
+    """A function of a program and examples to the share of right answers, failed calls left out. EvaluationError."""
+
+    def score(program: dspy.Module, examples: list[dspy.Example]) -> float:
+        rows = score_program(program, examples, "validation", threads=threads, progress=False)
+        return statistics.fmean(row["exact_match"] for row in rows if not row["error"])
+
+    return score
 
 
 def check_recipe(config: CompileConfig) -> None:
@@ -88,13 +115,14 @@ def run_recipe(
     questions: Questions,
     teacher: dspy.Module,
     retrieval: TunableRetrieval,
+    labels: SelfLabels | None = None,
     progress: bool = True,
 ) -> list[Stage]:
     """Compile by the recipe; the stages in order, the uncompiled program first.
 
     Raises TrainingError where a step failed: BetterTogether would log that and return the best so far.
     """
-    optimizers = build_optimizers(config, adapter, retrieval, progress=progress)
+    optimizers = build_optimizers(config, adapter, retrieval, labels=labels, progress=progress)
     together = BetterTogether(metric=review_metric, **optimizers)
     watch = _FailureLog()
     logger = logging.getLogger("dspy.teleprompt.bettertogether")
@@ -111,7 +139,7 @@ def run_recipe(
             optimizer_compile_args={
                 "p": {"teacher": None},
                 "r": {"trainset": questions.all_train, "valset": questions.all_val},
-                "s": {"teacher": teacher},
+                "s": {"teacher": teacher, "unlabelled": questions.unlabelled or None},
             },
         )
     finally:

@@ -33,7 +33,7 @@ def write_report(run_folder: str | Path) -> Path:
     """
     run = read_run(run_folder)
     summary = run.summary or summarize(run.rows)
-    page = _environment().get_template("report.html.j2").render(_context(run, summary))
+    page = page_environment().get_template("report.html.j2").render(_context(run, summary))
     return write_text(run.path / "report.html", page)
 
 
@@ -79,20 +79,21 @@ def interval_text(found: Mapping[str, Any] | None) -> str:
     return mean if found["low"] is None else f"{mean} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 
-def _kind(before: Row, after: Row) -> str:
-    if before["exact_match"] != after["exact_match"]:
-        return "gain" if after["exact_match"] > before["exact_match"] else "loss"
-    same = (before["answer"], before["found"]) == (after["answer"], after["found"])
-    return "same" if same else "changed"
-
-
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Jinja over this folder's templates: all is escaped, a name not given raises, shares have filters."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"interval": interval_text, "percent": _percent, "points": _points, "p": _p_value}
     return environment
+
+
+def _kind(before: Row, after: Row) -> str:
+    if before["exact_match"] != after["exact_match"]:
+        return "gain" if after["exact_match"] > before["exact_match"] else "loss"
+    same = (before["answer"], before["found"]) == (after["answer"], after["found"])
+    return "same" if same else "changed"
 
 
 def _context(run: Run, summary: Mapping[str, Any]) -> dict[str, Any]:

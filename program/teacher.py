@@ -4,7 +4,7 @@ Stock BootstrapFinetune trains on a teacher's traces. With this teacher the trac
 exactly the prompts that the student is served with.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import dspy
 from dspy.utils import DummyLM
@@ -24,16 +24,19 @@ class LabelTeacher(ContractReview):
 
     def __init__(self, index: PassageIndex, examples: Iterable[dspy.Example], k_passages: int = 4) -> None:
         super().__init__(index, k_passages)
-        self.gold = {(e.contract_id, e.question): e for e in examples}
+        self.gold = {(e.contract_id, e.question, tuple(e.get("without") or ())): e for e in examples}
 
     def follow(self, student: dspy.Module) -> None:
         """Retrieve as the student does: a tuned retriever shows other passages."""
         self.retrieve = student.retrieve
 
-    def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:
-        """As the student's; KeyError for a question without a label."""
-        gold = self.gold[contract_id, question]
-        passages = self.retrieve(question=question, contract_id=contract_id).passages
+    def forward(
+        self, question: str, contract_id: str | None = None, without: Sequence[tuple[int, int]] = ()
+    ) -> dspy.Prediction:
+        """As the student's, which does not know `without` (see `Retrieve`); KeyError for a question without a label."""
+        gold = self.gold[contract_id, question, tuple(without)]
+        left_out = {"without": without} if without else {}  # a retriever need not know it where there is nothing to
+        passages = self.retrieve(question=question, contract_id=contract_id, **left_out).passages
         quotes = [quote for quote in gold.quotes if locate(quote, passages)]
         answer = gold.answer if len(quotes) == len(gold.quotes) else ", ".join(quotes) or NOT_FOUND
         said = DummyLM([{"quotes": join_quotes(quotes), "answer": " ".join(answer.split())}])

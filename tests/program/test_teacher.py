@@ -78,6 +78,28 @@ def test_a_question_without_a_label_is_an_error():
         teach("Law", (0, 30), examples=EXAMPLES[:1])
 
 
+def test_a_near_miss_is_another_example_and_is_retrieved_without_its_answer():
+    law = EXAMPLES[1]
+    missed = dspy.Example(law, answer=NOT_FOUND, quotes=[], found=False, without=((40, len(TEXT)),))
+    missed = missed.with_inputs("question", "contract_id", "without")
+    teacher = LabelTeacher(SimpleNamespace(folder=Path("no index")), [law, missed])
+    asked = []
+
+    def retrieve(question, contract_id, without=()):
+        asked.append(without)
+        end = without[0][0] if without else len(TEXT)
+        return dspy.Prediction(passages=[Passage("c:0", "c", 0, end, TEXT[:end])])
+
+    teacher.retrieve = retrieve
+    with dspy.context(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
+        found, absent = teacher(**law.inputs()), teacher(**missed.inputs())
+    assert asked == [(), ((40, len(TEXT)),)]
+    assert (found.answer, found.found) == ("Ohio", True) and teaches(law, found)
+    assert (absent.answer, absent.found, absent.quotes) == (NOT_FOUND, False, ()) and teaches(missed, absent)
+    with pytest.raises(KeyError):
+        teacher(law.question, "c", without=((0, 3),))
+
+
 def _pool(n_found, n_absent):
     return [dspy.Example(n=i, found=i < n_found) for i in range(n_found + n_absent)]
 
