@@ -72,8 +72,8 @@ def label(
 
     `run` is a compile run whose program labels (else an uncompiled one on the local LM `lm`), `labeller` a litellm
     model in its LM's place. A quarter of the labelled contracts is kept to fit confidences on. `gold` is a
-    CUADv1-format file with labels of the unlabelled contracts, for the report alone. Raises CorpusError, RunError, ModelError and
-    LabelingError.
+    CUADv1-format file with labels of the unlabelled contracts, for the report alone. Raises CorpusError, RunError,
+    ModelError and LabelingError.
     """
     say = say or (lambda line: print(line, file=sys.stderr))
     out, settings = Path(out).absolute(), settings or LabelSettings()

@@ -112,6 +112,8 @@ class Proposals:
         self.rng.shuffle(pairs)
         prompt = prompt_version(self.teacher)
         units = self._new([(key, text, "answer", self.model, prompt) for key, _, text in pairs], self.settings.answered)
+        # Prompts about one contract begin alike, and what they share is read once where they are asked together.
+        units.sort()
         categories = {text: category for category, text in asked}
         said = self.ask(self.teacher, [{"question": unit[1], "contract_id": unit[0]} for unit in units])
         for unit, prediction in zip(units, said, strict=True):

@@ -173,7 +173,9 @@ class SelfInstruct:
         tally: Tally,
     ) -> dict[str, Filter]:
         settings, ask = self.settings, self._ask(tally)
-        texts = {contract.id: contract.text for contract in self.store.contracts()}  # what was kept before is among them
+        texts = {
+            contract.id: contract.text for contract in self.store.contracts()
+        }  # what was kept before is among them
         kept = [record.draft for record in self.store.records("synthetic", "train")]
 
         def reviewed(program: dspy.Module) -> Any:

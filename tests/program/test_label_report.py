@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from html.parser import HTMLParser
 from random import Random
@@ -240,7 +241,7 @@ def test_the_page_stands_alone_and_escapes_all_that_is_given(tmp_path):
     assert not re.search(r"<(script|b|i|u|s)>(alert|own|odd|reason|<)", page)
     for escaped in ("&lt;script&gt;", "&lt;b&gt;own", "&lt;i&gt;odd", "a &lt;u&gt;reason", "verbatim, &lt;s&gt;"):
         assert escaped in page
-    assert "$5 or $x_{" in page  # a dollar is no formula
+    assert "$5 or $x_{, n=4</text>" in page  # a dollar is no formula
     assert "1 label is of questions that the gold does not have" in page
     assert "100 of 120" in page and "31 of 102" not in page
     assert "price 40.32" in page  # 1.25 for 31
@@ -255,13 +256,21 @@ def test_the_json_beside_the_page_is_the_figures_and_makes_the_same_page(tmp_pat
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"label_report.html", "label_report.json"}
 
 
-def test_a_page_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["label_report.html", "label_report.json"])
+def test_a_file_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch, name):
     _page(tmp_path, _full())
-    before = (tmp_path / "out" / "label_report.html").read_text()
-    monkeypatch.setattr("program.runs.os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    before = (tmp_path / "out" / name).read_text()
+    replace = os.replace
+
+    def full(source, target):
+        if target.name == name:
+            raise OSError("full")
+        replace(source, target)
+
+    monkeypatch.setattr("program.runs.os.replace", full)
     with pytest.raises(OSError, match="full"):
         write_label_report(tmp_path / "out", _figures([]))
-    assert (tmp_path / "out" / "label_report.html").read_text() == before
+    assert (tmp_path / "out" / name).read_text() == before
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
