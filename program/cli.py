@@ -123,7 +123,9 @@ def label(
     reworded: Annotated[int, typer.Option(min=0, help="Labels to ask in other words.")] = 0,
     samples: Annotated[int, typer.Option(min=0, help="Sampled answers that have to agree; 0: none are asked.")] = 0,
     judge: Annotated[bool, typer.Option("--judge", help="An LM checks faithfulness and answerability.")] = False,
-    pii: Annotated[str, typer.Option(help="keep, or drop labels with personal data.")] = "keep",
+    pii: Annotated[
+        str, typer.Option(help="Labels with personal data: keep, drop, or mask it in question and answer.")
+    ] = "keep",
     gold: Annotated[Path | None, typer.Option(help="Labels of the unlabelled contracts, for the report alone.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Questions in flight.")] = 32,
     seed: Annotated[int, typer.Option()] = 0,

@@ -21,9 +21,10 @@ class LabelSettings:
     `demonstrations` of people's labels before each), `reworded` kept questions in other words; labels are carried over
     (`modules.projection`) where words are at least `min_similarity` alike. `filters` are the names of FILTERS to
     apply, in that order; `precision` is what confidence thresholds are fitted for on the validation questions;
-    of `samples` sampled answers "agreement" wants most to be the draft's; `pii` is "keep" or "drop"; `per_category` and
-    `per_contract` bound what is kept. At most `max_rows` labels are trained on, drawn by
-    difficulty; `near_misses` says how many "not in this contract" rows there are for each found one.
+    of `samples` sampled answers "agreement" wants most to be the draft's; `pii` is "keep", "drop" or "mask", which is
+    in question and answer, for quotes are places in the contract; `per_category` and `per_contract` bound what is kept.
+    At most `max_rows` labels are trained on, drawn by difficulty; `near_misses` says how many "not in this contract"
+    rows there are for each found one.
     """
 
     answered: int = 600
@@ -49,5 +50,5 @@ class LabelSettings:
                 raise LabelingError(f"{name} is {getattr(self, name)!r}; it must be 0 or more")
         if "agreement" in self.filters and self.samples < 1:
             raise LabelingError(f"samples is {self.samples!r}; agreement needs 1 or more, or leave that filter out")
-        if self.pii not in ("keep", "drop"):
-            raise LabelingError(f'pii is {self.pii!r}; it must be "keep" or "drop"')
+        if self.pii not in ("keep", "drop", "mask"):
+            raise LabelingError(f'pii is {self.pii!r}; it must be "keep", "drop" or "mask"')

@@ -36,7 +36,7 @@ from modules.label_filters import (
 from modules.label_novelty import label_text, novel, unlike
 from modules.label_wording import plausible
 from modules.labeler import Check
-from modules.personal_data import pii
+from modules.personal_data import masked, pii
 from modules.signatures import NOT_FOUND
 from program.asking import Tally, ask_all, resampled
 from program.examples import to_examples
@@ -173,9 +173,7 @@ class SelfInstruct:
         tally: Tally,
     ) -> dict[str, Filter]:
         settings, ask = self.settings, self._ask(tally)
-        texts = {
-            contract.id: contract.text for contract in self.store.contracts()
-        }  # what was kept before is among them
+        texts = {contract.id: contract.text for contract in self.store.contracts()}  # of what was kept before, too
         kept = [record.draft for record in self.store.records("synthetic", "train")]
 
         def reviewed(program: dspy.Module) -> Any:
@@ -195,7 +193,8 @@ class SelfInstruct:
         return {
             "verbatim": verbatim(texts),
             "plausible": plausible(),
-            "pii": pii(settings.pii, texts),
+            # What is masked is masked when it is kept: "verbatim" has to see the words of the contract.
+            "pii": pii("keep" if settings.pii == "mask" else settings.pii, texts),
             "novelty": novel([draft.label.question.text for draft in kept]),
             "contradiction": only(("answer",), proposals.contradiction),
             "confidence": only(("answer",), confidence),
@@ -242,7 +241,8 @@ class SelfInstruct:
             if not why.startswith(CALL_FAILED)
         ]
         asked += [unit for unit in proposed.failed if not unit[-1].startswith(CALL_FAILED)]
-        self.store.add(filtered.kept, "synthetic", asked)
+        mask = masked if self.settings.pii == "mask" else (lambda draft: draft)
+        self.store.add([(mask(draft), trail) for draft, trail in filtered.kept], "synthetic", asked)
 
     def _report(self, round: int, proposed: Proposed, filtered: Filtered, tally: Tally) -> None:
         reasons = tuple((name, why, n) for (name, why), n in count_reasons(filtered).most_common())

@@ -26,7 +26,11 @@ def label(*quotes, answer=None, text="Which law governs?"):
 
 
 def test_a_question_is_written_with_quotes_that_stand_in_the_passage(saying):
-    said = {"question": " Who  are\nthe parties? ", "quotes": "Alder Foods Inc.\nCedar Corp.\nBirch Ltd.", "answer": "two"}
+    said = {
+        "question": " Who  are\nthe parties? ",
+        "quotes": "Alder Foods Inc.\nCedar Corp.\nBirch Ltd.",
+        "answer": "two",
+    }
     made = WriteLabel()(PASSAGE, lm=saying(said))
     assert made.question == "Who are the parties?" and made.answer == "two"
     assert [quote.text for quote in made.quotes] == ["Alder\nFoods Inc.", "Birch Ltd."]
@@ -41,7 +45,9 @@ def test_the_writer_is_shown_the_passage_in_one_line(saying):
 
 
 def test_a_question_is_reworded_and_a_label_is_checked(saying):
-    assert Reword()("Which law governs?", lm=saying({"reworded": " What law  applies? "})).question == "What law applies?"
+    assert (
+        Reword()("Which law governs?", lm=saying({"reworded": " What law  applies? "})).question == "What law applies?"
+    )
     lm = saying({"faithful": True, "answerable": "False"})
     verdict = Check()("Which law governs?", ["The laws\nof Ohio govern.", "Ohio"], "Ohio", lm=lm)
     assert (verdict.faithful, verdict.answerable) == (True, False)

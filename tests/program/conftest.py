@@ -85,7 +85,7 @@ def speaking():
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """Eight generated contracts on one index, for reading: 3 labelled (`train`), 2 to choose on (`val`), 3 `unlabelled`.
+    """Eight generated contracts on one index, to read: 3 labelled (`train`), 2 to choose on (`val`), 3 `unlabelled`.
 
     `gold` is contract id and question -> label, of all eight; `say` answers prompts of the review by it, as far as the
     passages hold the quotes.
@@ -126,7 +126,9 @@ def make_index(tmp_path):
 
     def make(contracts):
         folder = tmp_path / f"index{len(made)}"
-        made.append(PassageIndex.build(contracts, folder=folder, embedder=WordEmbedder(), max_chars=600, progress=False))
+        made.append(
+            PassageIndex.build(contracts, folder=folder, embedder=WordEmbedder(), max_chars=600, progress=False)
+        )
         return made[-1]
 
     yield make

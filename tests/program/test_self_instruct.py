@@ -12,12 +12,14 @@ from corpora.labels.store import LabelStore
 from corpora.labels.types import Draft
 from corpora.types import Contract, Label, Span
 from modules.grounding import locate
+from modules.label_filters import apply_filters
 from modules.signatures import NOT_FOUND
 from program import self_instruct
 from program.asking import LabelingError
 from program.contract_review import ContractReview
 from program.examples import to_examples
 from program.label_settings import FILTERS, LabelSettings
+from program.proposals import Proposed
 from program.self_instruct import SelfInstruct, human_label, near_miss, only
 from program.teacher import teaches
 
@@ -78,6 +80,18 @@ def asked_of(prompts, world):
     """How often each question of the world was put, by its text in a prompt."""
     texts = {question for _, question in world.gold}
     return Counter(text for prompt in prompts for text in texts if text in prompt)
+
+
+def test_personal_data_is_masked_when_a_label_is_kept(labels, world):
+    labels = labels(LabelSettings(pii="mask"))
+    labels.store.add_contracts(world.corpus.contracts)
+    (first, *_) = (draft for draft in _drafts(world) if draft.label.spans)
+    told = replace(first, label=replace(first.label, answer="ask jane.doe@example.com"))
+    proposed = Proposed()
+    proposed.add((first.label.question.contract_id, "q", "answer", "m", ""), told)
+    labels._keep(apply_filters([told], {}), proposed)
+    (record,) = synthetic(labels)
+    assert record.draft.label.answer == "ask [EMAIL]" and record.draft.label.spans == first.label.spans
 
 
 # -- a whole round
@@ -440,7 +454,7 @@ def test_rows_hold_no_contract_of_the_validation_side_and_nothing_that_was_taken
     assert (question.contract_id, question.text) not in {(e.contract_id, e.question) for e in plain}
 
 
-def test_labels_of_an_earlier_set_are_trained_on_where_its_contracts_can_be_retrieved(labels, review, world, make_index):
+def test_labels_of_an_earlier_set_are_trained_on_where_its_contracts_are_indexed(labels, review, world, make_index):
     labels, first = labels(LabelSettings()), world.unlabelled[0]
     make(labels, review(), world, unlabelled=[first])
     assert synthetic(labels)
@@ -582,7 +596,7 @@ def test_only_sends_each_draft_to_its_own_filter(world):
     [
         ({"filters": ("verbatim", "vibes")}, r"\['vibes'\]"), ({"answered": -1}, "answered is -1"),
         ({"written": -1}, "written is -1"), ({"reworded": -1}, "reworded is -1"), ({"max_rows": -1}, "max_rows is -1"),
-        ({"near_misses": -0.1}, "near_misses is -0.1"), ({"pii": "mask"}, "pii is 'mask'"),
+        ({"near_misses": -0.1}, "near_misses is -0.1"), ({"pii": "hide"}, "pii is 'hide'"),
         ({"filters": ("agreement",), "samples": 0}, "samples is 0"),
     ],
 )  # fmt: skip
