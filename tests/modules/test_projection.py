@@ -103,6 +103,17 @@ def test_of_the_same_question_the_most_alike_sentence_and_pattern_are_taken():
     assert marks(pattern(LAW, "State of Nevada"), f"{far} {near}") == {"Law": (["State of Ohio"], None)}
     two = [pattern(far, "Iowa"), pattern(LAW, "State of Nevada")]
     assert marks(two, near) == {"Law": (["State of Ohio"], None)}
+    # Each pattern has a sentence of its own, and the one that is less alike stands first.
+    further = far.replace("Iowa", "Utah").replace("that answer", "any one answer")
+    assert marks(two, f"{further} {near}") == {"Law": (["State of Ohio"], None)}
+
+
+def test_a_likeness_that_is_in_the_value_alone_is_none():
+    """Two dates are alike, whatever they are the dates of."""
+    one = pattern("Dated June 28, 2016", "June 28, 2016")
+    assert marks(one, "It ends June 28, 2016") == {} == marks(one, "June 28, 2016")
+    clause = pattern(LAW, LAW)
+    assert marks(clause, LAW) == {"Law": ([LAW], None)}  # of a clause, its own words tell
 
 
 def test_labels_of_several_spans_and_sentences():
