@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
+import litellm
 from dspy.utils.exceptions import AdapterParseError
 from dspy.utils.parallelizer import ParallelExecutor
 
@@ -80,7 +81,10 @@ def resampled(program: dspy.Module, sample: int) -> dspy.Module:
 
 def remote(model: str | None) -> dspy.LM | None:
     """A litellm model as DSPy's LM, with log probabilities for confidences where it gives them; None for None."""
-    return None if model is None else dspy.LM(model, temperature=0.0, max_tokens=1024)
+    if model is None:
+        return None
+    given = {"logprobs": True} if "logprobs" in (litellm.get_supported_openai_params(model=model) or ()) else {}
+    return dspy.LM(model, temperature=0.0, max_tokens=1024, **given)
 
 
 def _each(program: dspy.Module, inputs: Sequence[dict[str, Any]], threads: int, progress: bool) -> list:

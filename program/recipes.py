@@ -139,7 +139,8 @@ def run_recipe(
             optimizer_compile_args={
                 "p": {"teacher": None},
                 "r": {"trainset": questions.all_train, "valset": questions.all_val},
-                "s": {"teacher": teacher, "unlabelled": questions.unlabelled or None},
+                # Only where there is something to label: an "s" of somebody's own may not know the word.
+                "s": {"teacher": teacher} | ({"unlabelled": questions.unlabelled} if questions.unlabelled else {}),
             },
         )
     finally:

@@ -7,6 +7,7 @@ Where labels come from is in `program.proposals`. Labels that are kept stand in 
 this contract" of passages, too, from which those of a kept label were left out.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -44,6 +45,8 @@ from program.label_settings import LabelSettings
 from program.metrics import exact_match, review_correct
 from program.proposals import CALL_FAILED, Proposals, Proposed
 from program.teacher import LabelTeacher
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,9 @@ class SelfInstruct:
             return [one if isinstance(one, Exception) else one.faithful and one.answerable for one in said]
 
         def confidence(drafts: Sequence[Draft]) -> list[str | None]:
+            if all(draft.confidence is None for draft in drafts):
+                logger.warning("the labeller gives no log probabilities: let samples of it agree instead (agreement)")
+                return [None] * len(drafts)
             return confident(*self._thresholds(reviewed(teacher), valset))(drafts)
 
         return {

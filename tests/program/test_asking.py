@@ -131,3 +131,9 @@ def test_what_is_asked_again_is_another_sample():
 
 def test_a_remote_labeller_is_an_lm_and_none_is_none():
     assert remote(None) is None and remote("openai/x").model == "openai/x"
+
+
+def test_a_remote_model_is_asked_for_log_probabilities_where_it_gives_them():
+    assert remote(None) is None
+    assert remote("openai/gpt-4o-mini").kwargs["logprobs"] is True
+    assert "logprobs" not in remote("anthropic/claude-3-5-sonnet-20240620").kwargs
