@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
-import litellm
 from dspy.utils.exceptions import AdapterParseError
 from dspy.utils.parallelizer import ParallelExecutor
 
@@ -83,6 +82,8 @@ def remote(model: str | None) -> dspy.LM | None:
     """A litellm model as DSPy's LM, with log probabilities for confidences where it gives them; None for None."""
     if model is None:
         return None
+    import litellm  # it asks the network for prices as soon as it is imported
+
     given = {"logprobs": True} if "logprobs" in (litellm.get_supported_openai_params(model=model) or ()) else {}
     return dspy.LM(model, temperature=0.0, max_tokens=1024, **given)
 

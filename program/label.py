@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import dspy
-import litellm
 
 from corpora.cuad import read_cuad, write_cuad
 from corpora.labels.formats import write_labels
@@ -179,6 +178,8 @@ def _program(
 
 
 def _price(model: str, calls: int, prompt_tokens: int) -> str:
+    import litellm  # it asks the network for prices as soon as it is imported
+
     try:
         asked, said = litellm.cost_per_token(
             model, prompt_tokens=calls * prompt_tokens, completion_tokens=calls * _ANSWER_TOKENS
