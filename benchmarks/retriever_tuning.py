@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--max-chars", type=int, default=600)
     parser.add_argument("--embedder", help="a folder or a hub id; default: the packaged all-MiniLM-L6-v2")
     parser.add_argument("--tuned", type=Path, help="an embedder tuned before, to be scored: nothing is trained")
+    parser.add_argument("--reworded", action="store_true", help="train on other people's words too")
     parser.add_argument("--leave-out", nargs="+", default=[], help="categories to train without and to score alone")
     parser.add_argument("--bf16", action="store_true", help="embed in bfloat16 too: faster, cosines within .005")
     parser.add_argument("--work", type=Path, help="a folder for the other indexes: a second run with it takes them")
@@ -120,7 +121,7 @@ def main() -> None:
             folder=Path(scratch) / "learn", embedder=embedder, max_chars=args.max_chars,
         )  # fmt: skip
         print(f"indexed {index.n_passages} passages in {time.perf_counter() - began:.0f} s", flush=True)
-        retrieval = ReviewRetrieval(keep)
+        retrieval = ReviewRetrieval(keep, reworded=args.reworded)
         tune = RetrieverTune(retrieval, settings)
         train, val = (to_examples(without(part, args.leave_out)) for part in (parts.train, parts.val))
         began = time.perf_counter()

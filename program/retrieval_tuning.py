@@ -39,7 +39,8 @@ class ReviewRetrieval:
     New indexes stand in folders of their own below `folder`, each with its embedder beside it; nothing is deleted.
     `made` are those indexes, open: close them. `val_contracts` bounds how many contracts an embedder is scored on
     while it is trained. `cuts` are ways to cut passages anew ({"max_chars": 1000}, {"overlap_chars": 100}, ...), of
-    which the best on those contracts is taken, the index's own among them.
+    which the best on those contracts is taken, the index's own among them. With `reworded` CUAD's categories are learnt
+    in other people's words too (`corpora.cuad_wordings`).
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class ReviewRetrieval:
         *,
         cuts: Sequence[Mapping[str, Any]] = (),
         val_contracts: int = 12,
+        reworded: bool = False,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
-        self.folder, self.cuts, self.val_contracts = Path(folder), cuts, val_contracts
+        self.folder, self.cuts, self.val_contracts, self.reworded = Path(folder), cuts, val_contracts, reworded
         self.seed, self.progress = seed, progress
         self.made: list[PassageIndex] = []
 
@@ -88,7 +90,8 @@ class ReviewRetrieval:
                 ),
             ):
                 negatives = tuple(others[:_KEPT_NEGATIVES])
-                rows += [SearchRow(asked.query, wordings(asked.query), text, negatives) for text in golden]
+                ways = wordings(asked.query, reworded=self.reworded)
+                rows += [SearchRow(asked.query, ways, text, negatives) for text in golden]
         return rows
 
     def score(self, embedder: SentenceTransformer, program: dspy.Module, examples: Sequence[dspy.Example]) -> float:
@@ -154,14 +157,14 @@ class ReviewRetrieval:
         return [one for one in asked if one.contract_id in kept]
 
 
-def wordings(query: str) -> tuple[str, ...]:
-    """Ways of asking the same: as it is, of "Name: details" each part, and a category of CUAD as others put it.
+def wordings(query: str, *, reworded: bool = False) -> tuple[str, ...]:
+    """Ways of asking the same: as it is, of "Name: details" each part, if `reworded` a category of CUAD as others do.
 
-    The query's own words make up about half, so that it stays the one that is known best.
+    Then the query's own words make up about half, so that it stays the one that is known best.
     """
     name, colon, details = query.partition(": ")
     own = (query, name, details) if colon and name and details else (query,)
-    others = PARAPHRASES.get(name, ())
+    others = PARAPHRASES.get(name, ()) if reworded else ()
     return own * max(1, round(len(others) / len(own))) + others
 
 
