@@ -1,5 +1,6 @@
 """Compile a contract-review program on a corpus, score it before and after each stage, leave one run folder."""
 
+import math
 import shutil
 import sys
 import tempfile
@@ -195,6 +196,12 @@ def estimate(
     scoring = (len(steps) + 1) * (len(questions.val) + len(test))
     prompts = steps.count("p") * (PROMPT_CANDIDATES + 2) * len(questions.val)
     rows = steps.count("s") * len(questions.train)
+    if questions.unlabelled:
+        # Each round labels, scores on the validation questions, after each epoch too, and trains on at most max_rows
+        # labels, as many near misses, and people's.
+        settings, rounds = LabelSettings(), steps.count("s") * config.label_rounds
+        scoring += rounds * (settings.answered + (2 + math.ceil(config.sft_epochs)) * len(questions.val))
+        rows += rounds * (2 * settings.max_rows + len(questions.train))
     seconds = per_call_s * (scoring + prompts + 2 * rows * config.sft_epochs)
     learnt = sum(bool(example.spans) for example in questions.all_train)
     tuning_s = indexing_s * (2 + 20 * learnt / index.n_passages)
