@@ -134,14 +134,15 @@ class Proposals:
         )  # fmt: skip
         passages = [passage for key in unlabelled for passage in index.passages(key)]
         self.rng.shuffle(passages)
-        for demos, some in (([], passages[::2]), (shown, passages[1::2])):
+        half = self.settings.written // 2
+        for demos, some, most in (([], passages[::2], self.settings.written - half), (shown, passages[1::2], half)):
             writer = WriteLabel()
             writer.set_lm(self.teacher.get_lm())
             n = self.settings.demonstrations
             writer.predict.demos = self.rng.sample(demos, min(n, len(demos)))
             prompt = prompt_version(writer)
             by_unit = {(p.contract_id, p.text, "write", self.model, prompt): p for p in some}
-            units = self._new(list(by_unit), self.settings.written // 2)
+            units = self._new(list(by_unit), most)
             said = self.ask(writer, [{"passage": by_unit[unit]} for unit in units])
             for unit, prediction in zip(units, said, strict=True):
                 if why := _unusable(prediction):
