@@ -111,6 +111,9 @@ def compile(
                     program, config, build_adapter(),
                     questions=questions, teacher=teacher, retrieval=retrieval, labels=labels, progress=progress,
                 )  # fmt: skip
+                for told in labels.reports if labels else ():
+                    proposed, kept = sum(told.proposed.values()), sum(told.kept.values())
+                    say(f"labelling, round {told.round}: {proposed} proposed, {kept} kept")
                 for stage in stages[1:]:
                     scored = score_program(stage.program, test, stage.recipe, threads=config.threads, progress=progress)
                     run.append_scores(stage.recipe, scored)

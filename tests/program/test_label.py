@@ -95,13 +95,17 @@ def test_a_compile_run_labels_for_itself(files, tmp_path, tiny_model, small_conf
         files / "people.json", tiny_model(), tmp_path / "run",
         recipe="s", unlabelled=str(files / "deals.json"), label_rounds=1,
     )  # fmt: skip
-    result = compile(config, progress=False, say=lambda line: None)
+    said = []
+    result = compile(config, progress=False, say=said.append)
+    assert any(line.startswith("labelling, round 1: ") for line in said)
     assert read_run(result.path).status == "complete"
     (report,) = json.loads((result.path / "labels.json").read_text(encoding="utf-8"))
     assert report["round"] == 1 and report["kept"]
     with LabelStore.open(result.path / "labels.db") as store:
         assert len(list(store.records("synthetic"))) == sum(report["kept"].values())
         assert store.contracts("test") and store.contracts("val")
+    told = (result.path / "compile.log").read_text(encoding="utf-8")
+    assert "round 0: " in told and "round 1: " in told
 
 
 def test_what_is_scored_on_may_not_be_labelled(files):
