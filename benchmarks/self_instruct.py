@@ -36,10 +36,11 @@ from program.compile import build_adapter
 from program.contract_review import ContractReview
 from program.evaluate import score_program
 from program.examples import sample_examples, to_examples
+from program.label_figures import label_figures
 from program.label_precision import gold_precision
-from program.label_report import label_figures
 from program.label_settings import LabelSettings
 from program.recipes import mean_score
+from program.report import interval_text
 from program.self_instruct import SelfInstruct
 from program.summary import summarize
 from program.teacher import LabelTeacher, teaches
@@ -206,7 +207,7 @@ def show(results: Sequence[dict[str, Any]], main_arm: int) -> None:
             for i, result in enumerate(results) for row in result["rows"]]  # fmt: skip
     names = list(dict.fromkeys(row["stage"] for row in rows))
     for stage in summarize(rows)["stages"] if rows else []:
-        told = [f"{name} {_interval(stage['scores'][name])}" for name in SHOWN]
+        told = [f"{name} {interval_text(stage['scores'][name])}" for name in SHOWN]
         print(f"{stage['stage']:>18}  n={stage['n_scored']}  {'  '.join(told)}")
     pairs = [(f"{main_arm} + filtered", other) for other in ("base", f"{main_arm}", f"{main_arm} + unfiltered", "160")]
     pairs += [(f"{n} + filtered", n) for n in ("10", "160")]
@@ -225,14 +226,10 @@ def show(results: Sequence[dict[str, Any]], main_arm: int) -> None:
 def _told(figures: dict[str, Any], n_human: int) -> str:
     """Of kept labels: how many, and the share right of all, of found and of absent ones."""
     shares = (
-        f"{kind} {_interval(figures[kind]['right'])} (n={figures[kind]['n']})"
+        f"{kind} {interval_text(figures[kind]['right'])} (n={figures[kind]['n']})"
         for kind in ("overall", "found", "absent")
     )
     return f"{figures['kept']} kept, {figures['kept'] / n_human:.1f} for each of people's; right: {'; '.join(shares)}"
-
-
-def _interval(found: dict[str, Any] | None) -> str:
-    return "-" if found is None else f"{100 * found['mean']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 
 if __name__ == "__main__":

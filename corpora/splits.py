@@ -63,6 +63,21 @@ def split_corpus(
     return Split(**{name: subset(corpus, ids, name=f"{corpus.name}/{name}") for name, ids in named})
 
 
+def split_in_two(corpus: Corpus, *, fractions: tuple[float, float, float], seed: int = 0) -> tuple[Corpus, Corpus]:
+    """Train and validation alone: the third side of `split_corpus` is joined to the first. Raises as it does."""
+    parts = split_corpus(corpus, fractions=fractions, seed=seed)
+    return subset(corpus, [c.id for c in parts.train.contracts + parts.test.contracts]), parts.val
+
+
+def distinct(contracts: Iterable[Contract]) -> list[Contract]:
+    """Each contract once, in order; CorpusError where one id has two texts."""
+    known: dict[str, Contract] = {}
+    for contract in contracts:
+        if known.setdefault(contract.id, contract).text != contract.text:
+            raise CorpusError(f"two contracts are called {contract.id!r}, with different texts; rename one of them")
+    return list(known.values())
+
+
 def near_duplicate_groups(contracts: Sequence[Contract], jaccard: float) -> list[tuple[str, ...]]:
     """Contract ids in groups: two whose sets of word 5-shingles have at least this Jaccard similarity are in one.
 

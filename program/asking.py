@@ -1,14 +1,16 @@
 """Many calls at once, each answered or failed, none lost: failures are tried again within a budget and counted."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 from dspy.utils.parallelizer import ParallelExecutor
 
 RETRY_TEMPERATURE = 0.7
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class LabelingError(RuntimeError):
@@ -23,6 +25,13 @@ class Tally:
     again: int = 0
     failed: int = 0
     unreadable: int = 0
+
+
+def in_parallel(call: Callable[[Item], Result], items: Sequence[Item], *, threads: int, progress: bool) -> list[Result]:
+    """`call` of each item, in order; it may not raise, nor give an exception back: DSPy puts None in its place."""
+    # timeout=0: DSPy would send a slow call a second time and keep whichever came first.
+    executor = ParallelExecutor(num_threads=threads, disable_progress_bar=not progress, timeout=0)
+    return executor.execute(call, list(items))
 
 
 def ask_all(
@@ -90,15 +99,13 @@ def remote(model: str | None) -> dspy.LM | None:
 
 def _each(program: dspy.Module, inputs: Sequence[dict[str, Any]], threads: int, progress: bool) -> list:
     def ask(given: dict[str, Any]) -> tuple[dspy.Prediction | Exception]:
-        # In a tuple: DSPy puts None in the place of an exception, returned ones too.
+        # In a tuple: an exception by itself would be lost.
         try:
             return (program(**given),)
         except Exception as error:  # whatever it was: the caller counts it, and it is no answer
             return (error,)
 
-    # timeout=0: DSPy would send a slow call a second time and keep whichever came first.
-    executor = ParallelExecutor(num_threads=threads, disable_progress_bar=not progress, timeout=0)
-    return [result for (result,) in executor.execute(ask, list(inputs))] if inputs else []
+    return [result for (result,) in in_parallel(ask, inputs, threads=threads, progress=progress)] if inputs else []
 
 
 def _failed(result: Any) -> bool:

@@ -16,8 +16,8 @@ import dspy
 from corpora.cuad import read_cuad
 from corpora.errors import CorpusError
 from corpora.labels.store import LabelStore
-from corpora.splits import Split, near_duplicate_groups, split_corpus, subset
-from corpora.types import Contract, Corpus
+from corpora.splits import Split, distinct, near_duplicate_groups, split_corpus, split_in_two, subset
+from corpora.types import Corpus
 from modules.embedder import load_embedder
 from modules.retriever import PassageIndex
 from optimizers.local_lm import local_lm, save_program
@@ -81,7 +81,7 @@ def compile(
         run.write_json("data.json", _data(config, split))
         began_indexing = time.perf_counter()
         index = PassageIndex.build(
-            _once(split.train.contracts + split.val.contracts + split.test.contracts + questions.unlabelled),
+            distinct(split.train.contracts + split.val.contracts + split.test.contracts + questions.unlabelled),
             folder=run.folder / "index",
             embedder=load_embedder(),
             max_chars=config.max_chars,
@@ -139,10 +139,7 @@ def read_split(config: CompileConfig, say: Say) -> Split:
         return split_corpus(corpus, seed=config.seed)
     test = read_cuad(config.test_corpus)
     corpus = _without_likes(corpus, test, say)
-    # Two sides only: the third side of the split is joined to the first.
-    parts = split_corpus(corpus, fractions=(0.6, 0.25, 0.15), seed=config.seed)
-    train_ids = [c.id for c in parts.train.contracts + parts.test.contracts]
-    return Split(subset(corpus, train_ids), parts.val, test)
+    return Split(*split_in_two(corpus, fractions=(0.6, 0.25, 0.15), seed=config.seed), test)
 
 
 def _without_likes(corpus: Corpus, test: Corpus, say: Say) -> Corpus:
@@ -158,15 +155,6 @@ def _without_likes(corpus: Corpus, test: Corpus, say: Say) -> Corpus:
             f"{corpus.name}: {len(keep)} contracts are left to train on, at least 3 are needed; give a larger --corpus"
         )
     return subset(corpus, keep)
-
-
-def _once(contracts: tuple[Contract, ...]) -> list[Contract]:
-    """Each contract once; CorpusError where one id has two texts."""
-    known: dict[str, Contract] = {}
-    for contract in contracts:
-        if known.setdefault(contract.id, contract).text != contract.text:
-            raise CorpusError(f"two contracts are called {contract.id!r}, with different texts; rename one of them")
-    return list(known.values())
 
 
 def build_lm(config: CompileConfig, work_dir: Path) -> dspy.LM:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import dspy
-from dspy.utils.parallelizer import ParallelExecutor
 
+from program.asking import in_parallel
 from program.summary import score_row
 
 MAX_FAILED_SHARE = 0.2
@@ -32,10 +32,7 @@ def score_program(
             prediction, error = None, f"{type(raised).__name__}: {raised}"
         return score_row(stage, example, prediction, seconds=round(time.perf_counter() - began, 4), error=error)
 
-    # timeout=0: DSPy would send a slow call a second time and keep whichever came first.
-    rows = ParallelExecutor(num_threads=threads, disable_progress_bar=not progress, timeout=0).execute(
-        ask, list(examples)
-    )
+    rows = in_parallel(ask, examples, threads=threads, progress=progress)
     failed = [row["error"] for row in rows if row["error"]]
     if len(failed) > MAX_FAILED_SHARE * len(rows):
         raise EvaluationError(

@@ -21,8 +21,8 @@ import dspy
 from corpora.cuad import read_cuad, write_cuad
 from corpora.labels.formats import write_labels
 from corpora.labels.store import LabelStore
-from corpora.splits import Split, split_corpus, subset
-from corpora.types import Contract
+from corpora.splits import distinct, split_in_two, subset
+from corpora.types import Contract, Corpus
 from modules.embedder import load_embedder
 from modules.retriever import PassageIndex
 from program.asking import remote
@@ -32,7 +32,8 @@ from program.contract_review import ContractReview
 from program.evaluate import score_program
 from program.evaluate_run import load_compiled, read_compiled
 from program.examples import to_examples
-from program.label_report import label_figures, report_lines, write_label_report
+from program.label_figures import label_figures
+from program.label_report import report_lines, write_label_report
 from program.label_settings import LabelSettings
 from program.run_retrieval import read_retrieval
 from program.self_instruct import SelfInstruct
@@ -77,12 +78,13 @@ def label(
     say = say or (lambda line: print(line, file=sys.stderr))
     out, settings = Path(out).absolute(), settings or LabelSettings()
     began = time.perf_counter()
-    split, contracts = read_sides(corpus, unlabelled)
+    people, choosing, contracts = read_sides(corpus, unlabelled)
+    given = people.contracts + choosing.contracts + contracts
     out.mkdir(parents=True, exist_ok=True)
     answers = read_cuad(gold) if gold is not None else None
-    with LabelStore.open(out / "labels.db") as store, _program(split, contracts, out, run, lm, progress) as program:
+    with LabelStore.open(out / "labels.db") as store, _program(given, out, run, lm, progress) as program:
         labels = SelfInstruct(store, settings, remote(labeller), threads, progress)
-        train, val = to_examples(split.train), to_examples(split.val)
+        train, val = to_examples(people), to_examples(choosing)
         say(f"labelling {len(contracts)} contracts after {len(train)} labels, confidences fitted on {len(val)}")
         labels.make(program, train, contracts, val, 1)
         records, of_store = list(store.records("synthetic")), {c.id: c for c in store.contracts()}
@@ -112,19 +114,19 @@ def estimate(
     Nothing is written, and no call goes to `labeller`.
     """
     settings = settings or LabelSettings()
-    split, contracts = read_sides(corpus, unlabelled)
-    asked = {label.question.text for label in split.train.labels}
+    people, choosing, contracts = read_sides(corpus, unlabelled)
+    asked = {label.question.text for label in people.labels}
     answered = min(settings.answered, len(asked) * len(contracts))
     checks = settings.samples * (answered + settings.written) if "agreement" in settings.filters else 0
     checks += settings.written + settings.reworded if "round trip" in settings.filters else 0
     checks += answered + settings.written + settings.reworded if "judge" in settings.filters else 0
-    checks += len(split.val.labels) if "confidence" in settings.filters and answered else 0
+    checks += len(choosing.labels) if "confidence" in settings.filters and answered else 0
     calls = answered + settings.written + settings.reworded + checks
     told = f"{len(contracts)} contracts, {len(asked)} questions: at most {calls} calls ({answered} answers, "
     told += f"{settings.written} questions written, {settings.reworded} reworded, {checks} for checks)"
     with tempfile.TemporaryDirectory() as scratch:
-        probe = subset(split.train, [split.train.contracts[0].id])
-        with _program(Split(probe, probe, probe), (), Path(scratch), run, lm, False) as program:
+        probe = subset(people, [people.contracts[0].id])
+        with _program(probe.contracts, Path(scratch), run, lm, False) as program:
             examples = to_examples(probe)[:_PROBED]
             if labeller is not None:
                 passages = program.retrieve(question=examples[0].question, contract_id=examples[0].contract_id).passages
@@ -137,41 +139,34 @@ def estimate(
     return f"{told}; roughly {calls * per_call_s / 60:.0f} min here ({per_call_s:.2f} s a call)"
 
 
-def read_sides(corpus: Path | str, unlabelled: Path | str) -> tuple[Split, tuple[Contract, ...]]:
-    """People's labels on two sides, train and val (test is empty of meaning: val again), and the unlabelled contracts.
-
-    CorpusError where a contract of the validation side, or a near-duplicate of one, is among the unlabelled.
-    """
-    labelled = read_cuad(corpus)
-    parts = split_corpus(labelled, fractions=(0.5, 0.25, 0.25))
-    train = subset(labelled, [c.id for c in parts.train.contracts + parts.test.contracts])
-    return Split(train, parts.val, parts.val), read_unlabelled(unlabelled)
+def read_sides(corpus: Path | str, unlabelled: Path | str) -> tuple[Corpus, Corpus, tuple[Contract, ...]]:
+    """People's labels to learn from, those of other contracts to fit confidences on, and the unlabelled contracts."""
+    return *split_in_two(read_cuad(corpus), fractions=(0.5, 0.25, 0.25)), read_unlabelled(unlabelled)
 
 
 @contextmanager
 def _program(
-    split: Split, contracts: tuple[Contract, ...], out: Path, run: Path | None, lm: str, progress: bool
+    contracts: tuple[Contract, ...], out: Path, run: Path | None, lm: str, progress: bool
 ) -> Iterator[ContractReview]:
-    """The program that labels, on an index of all these contracts in `out`."""
-    held = {contract.id for contract in split.train.contracts + split.val.contracts}
-    given = [*split.train.contracts, *(c for c in split.val.contracts if c not in split.train.contracts)]
-    given += [contract for contract in contracts if contract.id not in held]
+    """The program that labels, on an index of these contracts in `out`."""
+    given = distinct(contracts)
     config = CompileConfig(corpus="-", lm=lm) if run is None else read_compiled(run)[0]
+    retrieval = None if run is None else read_retrieval(run)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         model = build_lm(config, Path(scratch))
-        if run is None:
+        if retrieval is None:
             index = PassageIndex.build(
                 given, folder=out / "index", embedder=load_embedder(), max_chars=config.max_chars, progress=progress
             )
         else:
-            index = read_retrieval(run).build(given, out / "index")
+            index = retrieval.build(given, out / "index")
         try:
             with dspy.context(lm=model, adapter=build_adapter()):
-                if run is None:
+                if retrieval is None:
                     program = ContractReview(index, config.k_passages)
                     program.set_lm(model)
                 else:
-                    program = load_compiled(run, index, read_retrieval(run).settings, config, Path(scratch))
+                    program = load_compiled(run, index, retrieval.settings, config, Path(scratch))
                 yield program
         finally:
             index.close()

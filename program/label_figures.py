@@ -15,9 +15,10 @@ from typing import Any
 from rouge_score.rouge_scorer import RougeScorer
 
 from corpora.errors import CorpusError
+from corpora.labels.rows import folded
 from corpora.labels.types import Record
 from corpora.types import Contract, Corpus
-from program.label_precision import KINDS, folded, gold_precision, kind_of
+from program.label_precision import KINDS, gold_precision, kind_of
 from program.self_instruct import RoundReport
 
 PAIRS_COMPARED = 500

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from corpora.errors import CorpusError
+from corpora.labels.rows import folded
 from corpora.labels.types import Record
 from corpora.types import Contract, Corpus, Label, Span
 from program.intervals import mean_interval
@@ -108,11 +109,6 @@ def _cell(judged: Sequence[tuple[Record, Verdict]], seed: int) -> dict[str, Any]
 def kind_of(label: Label) -> str:
     """One of KINDS."""
     return "found" if label.spans else "absent"
-
-
-def folded(text: str) -> str:
-    """The text with each run of white space as one space, as the label store compares questions."""
-    return " ".join(text.split())
 
 
 def _asked(label: Label) -> tuple[str, str]:

@@ -13,13 +13,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from program.label_figures import label_figures
 from program.label_precision import KINDS
 from program.plots import bar_plot, score_plot, stage_colour
 from program.report import interval_text, page_environment
 from program.runs import write_json, write_text
-
-__all__ = ["label_figures", "report_lines", "write_label_report"]
 
 ROWS_PLOTTED = 45
 COLOURS = {"found": stage_colour(1), "absent": stage_colour(0), "stays": stage_colour(1), "goes": stage_colour(0)}

@@ -5,7 +5,7 @@ questions people asked to other contracts; "write" makes questions about passage
 words. What was answered before, by the same model under the same prompts, is not tried again; a failed call is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -79,6 +79,7 @@ class Proposals:
             if pattern is not None:
                 first.setdefault((pattern.question, pattern.text), pattern)
         self.patterns = list(first.values())
+        self.answered = {(label.question.contract_id, label.question.text) for label in self.known}
         self._projected: dict[str, list[Projected]] = {}
 
     def all(self, unlabelled: Sequence[str]) -> Proposed:
@@ -92,11 +93,10 @@ class Proposals:
 
     def project(self, unlabelled: Sequence[str], proposed: Proposed) -> None:
         """Labels carried over; confidence is the likeness of the sentences."""
-        done = {(label.question.contract_id, label.question.text) for label in self.known}
         for contract_id in unlabelled:
             for one in self._projections(contract_id):
                 pattern = one.pattern
-                if one.similarity < self.settings.min_similarity or (contract_id, pattern.question) in done:
+                if one.similarity < self.settings.min_similarity or (contract_id, pattern.question) in self.answered:
                     continue
                 question = self._question(contract_id, pattern.category, pattern.question)
                 label = Label(question, one.spans, one.answer)
@@ -105,8 +105,7 @@ class Proposals:
 
     def answer(self, unlabelled: Sequence[str], proposed: Proposed) -> None:
         """The teacher's answers to questions that people asked, on contracts where none is known."""
-        done = {(label.question.contract_id, label.question.text) for label in self.known}
-        done |= {(d.label.question.contract_id, d.label.question.text) for d in proposed.drafts}
+        done = self.answered | {(d.label.question.contract_id, d.label.question.text) for d in proposed.drafts}
         asked = dict.fromkeys((label.question.category, label.question.text) for label in self.people)
         pairs = [(key, *one) for key in unlabelled for one in asked if (key, one[1]) not in done]
         self.rng.shuffle(pairs)
@@ -115,11 +114,8 @@ class Proposals:
         # Prompts about one contract begin alike, and what they share is read once where they are asked together.
         units.sort()
         categories = {text: category for category, text in asked}
-        said = self.ask(self.teacher, [{"question": unit[1], "contract_id": unit[0]} for unit in units])
-        for unit, prediction in zip(units, said, strict=True):
-            if why := _unusable(prediction):
-                proposed.failed.append((*unit, why))
-                continue
+        inputs = [{"question": unit[1], "contract_id": unit[0]} for unit in units]
+        for unit, prediction in self._usable(self.teacher, units, inputs, proposed):
             label = label_of(self._question(unit[0], categories[unit[1]], unit[1]), prediction)
             proposed.add(unit, Draft(label, "answer", self.model, prompt, (), prediction.confidence))
 
@@ -143,11 +139,8 @@ class Proposals:
             prompt = prompt_version(writer)
             by_unit = {(p.contract_id, p.text, "write", self.model, prompt): p for p in some}
             units = self._new(list(by_unit), most)
-            said = self.ask(writer, [{"passage": by_unit[unit]} for unit in units])
-            for unit, prediction in zip(units, said, strict=True):
-                if why := _unusable(prediction):
-                    proposed.failed.append((*unit, why))
-                    continue
+            inputs = [{"passage": by_unit[unit]} for unit in units]
+            for unit, prediction in self._usable(writer, units, inputs, proposed):
                 question = self._question(unit[0], self._category(prediction.question), prediction.question)
                 proposed.add(unit, Draft(label_of(question, prediction), "write", self.model, prompt))
 
@@ -162,11 +155,7 @@ class Proposals:
             (la.question.contract_id, la.question.text, "paraphrase", self.model, prompt): la for la in kept
         }  # fmt: skip
         units = self._new(list(by_unit), self.settings.reworded)
-        said = self.ask(reword, [{"question": unit[1]} for unit in units]) if units else []
-        for unit, prediction in zip(units, said, strict=True):
-            if why := _unusable(prediction):
-                proposed.failed.append((*unit, why))
-                continue
+        for unit, prediction in self._usable(reword, units, [{"question": unit[1]} for unit in units], proposed):
             label = by_unit[unit]
             question = self._question(unit[0], label.question.category, prediction.question)
             draft = Draft(
@@ -183,6 +172,16 @@ class Proposals:
             against = not draft.label.spans and like
             outcomes.append(f"like a labelled sentence: {like[0].similarity:.2f}" if against else None)
         return outcomes
+
+    def _usable(
+        self, program: dspy.Module, units: Sequence[Unit], inputs: Sequence[dict[str, Any]], proposed: Proposed
+    ) -> Iterator[tuple[Unit, dspy.Prediction]]:
+        """What the program says to each unit; a unit whose answer makes no draft goes to `proposed.failed`."""
+        for unit, prediction in zip(units, self.ask(program, inputs), strict=True):
+            if why := _unusable(prediction):
+                proposed.failed.append((*unit, why))
+            else:
+                yield unit, prediction
 
     def _projections(self, contract_id: str) -> list[Projected]:
         if contract_id not in self._projected:

@@ -8,6 +8,7 @@ this contract" of passages, too, from which those of a kept label were left out.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,6 +19,7 @@ import dspy
 import numpy as np
 
 from corpora.errors import CorpusError
+from corpora.labels.rows import folded
 from corpora.labels.store import LabelStore
 from corpora.labels.types import Draft
 from corpora.sentences import sentences
@@ -41,6 +43,7 @@ from modules.personal_data import masked, pii
 from modules.signatures import NOT_FOUND
 from program.asking import Tally, ask_all, resampled
 from program.examples import to_examples
+from program.label_precision import kind_of
 from program.label_settings import LabelSettings
 from program.metrics import exact_match, review_correct
 from program.proposals import CALL_FAILED, Proposals, Proposed
@@ -154,7 +157,7 @@ class SelfInstruct:
         labels = [draft.label for draft in drafts]
         found = [label for label in labels if label.spans]
         n_absent = len(labels) - len(found)
-        wanted = max(0, round_half_up(self.settings.near_misses * len(found)) - n_absent)
+        wanted = max(0, int(self.settings.near_misses * len(found) + 0.5) - n_absent)
         if not labels:
             return []
         made = to_examples(Corpus("made", tuple(contracts.values()), tuple(labels)))
@@ -186,8 +189,13 @@ class SelfInstruct:
             by_sample = [reviewed(resampled(teacher, i))(pairs) for i in range(1, k + 1)]
             return [list(of_one) for of_one in zip(*by_sample, strict=True)]
 
+        def retrieved(pairs: Sequence[tuple[str, str]]) -> list[dspy.Prediction]:
+            return [labeller.retrieve(question=q, contract_id=c) for q, c in pairs]
+
         def judge(drafts: Sequence[Draft]) -> list:
-            said = ask(self._checker(teacher), [_to_check(draft, texts) for draft in drafts])
+            check = Check()
+            check.set_lm(teacher.get_lm())
+            said = ask(check, [_to_check(draft, texts) for draft in drafts])
             return [one if isinstance(one, Exception) else one.faithful and one.answerable for one in said]
 
         def confidence(drafts: Sequence[Draft]) -> list[str | None]:
@@ -207,7 +215,7 @@ class SelfInstruct:
             "agreement": only(("answer", "write"), agreement(sampled, exact_match, k=max(1, settings.samples))),
             "round trip": only(
                 ("write", "paraphrase"), round_trip(reviewed(labeller)), ("project",),
-                round_trip(self._retrieved(labeller), span=False),
+                round_trip(retrieved, span=False),
             ),
             "judge": only(("answer", "write", "paraphrase"), judged(judge)),
             "near-duplicate": unlike(kept, label_text(texts)),
@@ -230,14 +238,6 @@ class SelfInstruct:
             )
             for found in (True, False)
         )
-
-    def _retrieved(self, labeller: dspy.Module) -> Any:
-        return lambda pairs: [labeller.retrieve(question=q, contract_id=c) for q, c in pairs]
-
-    def _checker(self, teacher: dspy.Module) -> Check:
-        check = Check()
-        check.set_lm(teacher.get_lm())
-        return check
 
     def _keep(self, filtered: Filtered, proposed: Proposed) -> None:
         asked = [(*proposed.unit(draft), "kept") for draft, _ in filtered.kept]
@@ -292,8 +292,8 @@ def near_miss(label: Label, contract: Contract) -> dspy.Example | None:
         for s in of_contract
         if s.start < span.end and span.start < s.end
     ]
-    rest = _folded(_outside(contract.text, around))
-    if any(_folded(contract.text[span.start : span.end]) in rest for span in label.spans):
+    rest = folded(_outside(contract.text, around)).casefold()
+    if any(folded(contract.text[span.start : span.end]).casefold() in rest for span in label.spans):
         return None
     question = label.question
     return dspy.Example(
@@ -312,15 +312,6 @@ def _outside(text: str, stretches: Sequence[tuple[int, int]]) -> str:
     return "\0".join([*left, text[at:]])
 
 
-def _folded(text: str) -> str:
-    return " ".join(text.split()).casefold()
-
-
-def round_half_up(number: float) -> int:
-    """The nearest whole number."""
-    return int(number + 0.5)
-
-
 def _to_check(draft: Draft, texts: dict[str, str]) -> dict[str, Any]:
     text = texts[draft.label.question.contract_id]
     quotes = [text[span.start : span.end] for span in draft.label.spans]
@@ -331,8 +322,4 @@ def _to_check(draft: Draft, texts: dict[str, str]) -> dict[str, Any]:
 
 
 def _by_method(drafts: Sequence[Draft]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for draft in drafts:
-        key = f"{draft.method}, {'found' if draft.label.spans else 'absent'}"
-        counts[key] = counts.get(key, 0) + 1
-    return dict(sorted(counts.items()))
+    return dict(sorted(Counter(f"{draft.method}, {kind_of(draft.label)}" for draft in drafts).items()))

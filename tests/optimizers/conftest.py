@@ -13,6 +13,14 @@ def fresh_engines():
     forget_engines()
 
 
+@pytest.fixture
+def plain_chat():
+    """No DSPy cache, ChatAdapter without its second try as JSON, two threads."""
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    with dspy.context(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False), num_threads=2):
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny random model."""

@@ -13,6 +13,7 @@ from optimizers.instruct import MAX_COPIES, InstructTune, copies_for
 from optimizers.local_lm import local_lm
 from optimizers.local_lm.tiny import write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("plain_chat")
 HUMAN = [dspy.Example(question=f"human {i}", answer="yes").with_inputs("question") for i in range(3)]
 MADE = [dspy.Example(question=f"made {i}", answer="yes").with_inputs("question") for i in range(6)]
 VAL = [dspy.Example(question=f"val {i}", answer="yes").with_inputs("question") for i in range(2)]
@@ -45,13 +46,6 @@ class Labels:
         teacher = Ask()
         teacher.set_lm(DummyLM([{"answer": "yes"}] * 999))
         return teacher
-
-
-@pytest.fixture(autouse=True)
-def _adapter():
-    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
-    with dspy.context(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False), num_threads=2):
-        yield
 
 
 @pytest.fixture

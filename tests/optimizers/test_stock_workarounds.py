@@ -12,6 +12,7 @@ from dspy.teleprompt import BootstrapFinetune
 from optimizers.errors import TrainingError
 from optimizers.stock import SteadyFinetune, on_own_lm
 
+pytestmark = pytest.mark.usefixtures("plain_chat")
 READABLE = "[[ ## answer ## ]]\nyes\n\n[[ ## completed ## ]]"
 HALF = "[[ ## reason ## ]]\nbecause\n\n"
 
@@ -57,13 +58,6 @@ class Backwards(dspy.Module):
 
     def forward(self, question):
         return self.last(question=self.first(question=question).answer + question)
-
-
-@pytest.fixture(autouse=True)
-def _adapter():
-    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
-    with dspy.context(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False), num_threads=2):
-        yield
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from corpora.labels.types import Draft, Record
 from corpora.types import Contract, Corpus, Label, Question, Span
 from program import label_figures as figures_module
 from program.asking import Tally
+from program.label_figures import label_figures
 from program.label_precision import judge_label
-from program.label_report import label_figures, report_lines, write_label_report
+from program.label_report import report_lines, write_label_report
 from program.self_instruct import RoundReport
 
 TEXT = "".join(f"Clause {i:02d} is governed by the laws of state {i:02d}. " for i in range(20))
