@@ -6,35 +6,48 @@ to near-identical wording is `modules.projection`; neither needs a module of its
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import dspy
 
 from corpora.types import Contract, Label, Passage, Question, Span
 from modules.grounding import locate
 from modules.reviewer import ground
-from modules.signatures import CheckLabel, RewordQuestion, WriteQuestion, join_quotes
+from modules.signatures import WRITE_TASKS, CheckLabel, RewordQuestion, WriteQuestion, going_on, join_quotes
 
 
 class WriteLabel(dspy.Module):
     """Writes a question that a passage answers, with quotes and short answer; one predictor, `predict`.
 
-    Demonstrations on the predictor are people's labels; `demonstrations` makes them.
+    `task` is how it is asked to, one of WRITE_TASKS or your own. Demonstrations on the predictor are people's labels;
+    `demonstrations` makes them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, task: str = WRITE_TASKS[0]) -> None:
         super().__init__()
-        self.predict = dspy.Predict(WriteQuestion)
+        self.predict = dspy.Predict(WriteQuestion.with_instructions(task))
 
-    def forward(self, passage: Passage, **call: object) -> dspy.Prediction:
+    def forward(self, passage: Passage, before: Sequence[Mapping[str, Any]] = (), **call: object) -> dspy.Prediction:
         """`Prediction(question, answer, quotes)`; `quotes` as of `Reviewer`. AdapterParseError for what cannot be read.
 
-        `call` goes to `dspy.Predict`.
+        `before` are earlier turns about the passage (what `turn` makes of a prediction): the conversation goes on, to
+        ask something else. `call` goes to `dspy.Predict`.
         """
-        said = self.predict(passage=" ".join(passage.text.split()), **call)
+        shown = " ".join(passage.text.split())
+        if before:
+            turns = [{"passage": shown, **turn} for turn in before]
+            call = {**call, "signature": going_on(self.predict.signature), "history": dspy.History(messages=turns)}
+        said = self.predict(passage=shown, **call)
         answer = " ".join((said.answer or "").split())
         quotes, _ = ground(said.quotes or "", answer, [passage])
         return dspy.Prediction(question=" ".join((said.question or "").split()), answer=answer, quotes=quotes)
+
+
+def turn(written: dspy.Prediction) -> dict[str, str]:
+    """What `WriteLabel` said, as an earlier turn of the conversation that it goes on with."""
+    quotes = join_quotes([quote.text for quote in written.quotes])
+    return {"question": written.question, "quotes": quotes, "answer": written.answer}
 
 
 class Reword(dspy.Module):

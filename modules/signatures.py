@@ -27,6 +27,24 @@ class WriteQuestion(dspy.Signature):
     answer: str = dspy.OutputField(desc="the short answer")
 
 
+# Other ways to ask for the same; the bundled base knows the first, any instructed model all.
+WRITE_TASKS = (
+    WriteQuestion.instructions,
+    "You review contracts. Ask what a lawyer has to know of this passage, quote the words that answer, and answer.",
+    "From one passage of a contract make a question for an exam of its readers: the exact words that settle it, and "
+    "the answer in as few words as will do.",
+    "A client asks about one detail of this passage: a party, a date, a sum, a right or a duty. Write the question, "
+    "the words of the passage that answer it, and the short answer.",
+)
+_ANOTHER = "Do not ask again what was asked before: ask of something else in the passage."
+
+
+def going_on(signature: type[dspy.Signature]) -> type[dspy.Signature]:
+    """The signature with the earlier turns of a conversation, asked for something else than in those."""
+    longer = signature.prepend("history", dspy.InputField(), type_=dspy.History)
+    return longer.with_instructions(f"{signature.instructions} {_ANOTHER}")
+
+
 class CompareAnswers(dspy.Signature):
     """Say which of two answers to the question the passages of a contract support, after quoting them."""
 

@@ -120,6 +120,8 @@ def label(
     labeller: Annotated[str | None, typer.Option(help="A litellm model in the LM's place.")] = None,
     answered: Annotated[int, typer.Option(min=0, help="Known questions to put to unlabelled contracts.")] = 600,
     written: Annotated[int, typer.Option(min=0, help="Questions to write about passages.")] = 0,
+    descriptions: Annotated[int, typer.Option(min=1, help="Wordings of the task to write under, in turn.")] = 1,
+    follow_ups: Annotated[int, typer.Option(min=0, help="More questions in each such conversation.")] = 0,
     reworded: Annotated[int, typer.Option(min=0, help="Labels to ask in other words.")] = 0,
     samples: Annotated[int, typer.Option(min=0, help="Sampled answers that have to agree; 0: none are asked.")] = 0,
     judge: Annotated[bool, typer.Option("--judge", help="An LM checks faithfulness and answerability.")] = False,
@@ -141,7 +143,8 @@ def label(
 
     chosen = {"agreement": samples > 0, "judge": judge}
     settings = LabelSettings(
-        answered=answered, written=written, reworded=reworded, samples=max(1, samples), pii=pii, seed=seed,
+        answered=answered, written=written, descriptions=descriptions, follow_ups=follow_ups, reworded=reworded,
+        samples=max(1, samples), pii=pii, seed=seed,
         filters=tuple(name for name in FILTERS if chosen.get(name, True)),
     )  # fmt: skip
     given = {"run": run, "lm": lm, "labeller": labeller, "settings": settings, "threads": threads}

@@ -117,13 +117,14 @@ def estimate(
     people, choosing, contracts = read_sides(corpus, unlabelled)
     asked = {label.question.text for label in people.labels}
     answered = min(settings.answered, len(asked) * len(contracts))
-    checks = settings.samples * (answered + settings.written) if "agreement" in settings.filters else 0
-    checks += settings.written + settings.reworded if "round trip" in settings.filters else 0
-    checks += answered + settings.written + settings.reworded if "judge" in settings.filters else 0
+    written = settings.written * (1 + settings.follow_ups)
+    checks = settings.samples * (answered + written) if "agreement" in settings.filters else 0
+    checks += written + settings.reworded if "round trip" in settings.filters else 0
+    checks += answered + written + settings.reworded if "judge" in settings.filters else 0
     checks += len(choosing.labels) if "confidence" in settings.filters and answered else 0
-    calls = answered + settings.written + settings.reworded + checks
+    calls = answered + written + settings.reworded + checks
     told = f"{len(contracts)} contracts, {len(asked)} questions: at most {calls} calls ({answered} answers, "
-    told += f"{settings.written} questions written, {settings.reworded} reworded, {checks} for checks)"
+    told += f"{written} questions written, {settings.reworded} reworded, {checks} for checks)"
     with tempfile.TemporaryDirectory() as scratch:
         probe = subset(people, [people.contracts[0].id])
         with _program(probe.contracts, Path(scratch), run, lm, False) as program:

@@ -15,9 +15,10 @@ from dspy.utils.exceptions import AdapterParseError
 
 from corpora.labels.store import LabelStore, label_id
 from corpora.labels.types import Draft
-from corpora.types import Contract, Label, Question
-from modules.labeler import Reword, WriteLabel, demonstrations, label_of, prompt_version
+from corpora.types import Contract, Label, Passage, Question
+from modules.labeler import Reword, WriteLabel, demonstrations, label_of, prompt_version, turn
 from modules.projection import Pattern, Projected, pattern_of, project
+from modules.signatures import WRITE_TASKS
 from program.label_settings import LabelSettings
 
 # A sentence this much like a labelled one speaks against "not in this contract", though it may not carry a label.
@@ -120,7 +121,7 @@ class Proposals:
             proposed.add(unit, Draft(label, "answer", self.model, prompt, (), prediction.confidence))
 
     def write(self, unlabelled: Sequence[str], proposed: Proposed) -> None:
-        """Questions about passages, half of them behind demonstrations of people's labels."""
+        """Questions about passages: by each wording of the task, without demonstrations and with people's labels."""
         if not self.settings.written:
             return
         index = self.teacher.retrieve.index
@@ -130,19 +131,28 @@ class Proposals:
         )  # fmt: skip
         passages = [passage for key in unlabelled for passage in index.passages(key)]
         self.rng.shuffle(passages)
-        half = self.settings.written // 2
-        for demos, some, most in (([], passages[::2], self.settings.written - half), (shown, passages[1::2], half)):
-            writer = WriteLabel()
+        ways = [(task, demos) for task in WRITE_TASKS[: self.settings.descriptions] for demos in ([], shown)]
+        for i, (task, demos) in enumerate(ways):
+            writer = WriteLabel(task)
             writer.set_lm(self.teacher.get_lm())
-            n = self.settings.demonstrations
-            writer.predict.demos = self.rng.sample(demos, min(n, len(demos)))
-            prompt = prompt_version(writer)
-            by_unit = {(p.contract_id, p.text, "write", self.model, prompt): p for p in some}
-            units = self._new(list(by_unit), most)
-            inputs = [{"passage": by_unit[unit]} for unit in units]
+            writer.predict.demos = self.rng.sample(demos, min(self.settings.demonstrations, len(demos)))
+            n = len(range(i, self.settings.written, len(ways)))
+            self._converse(writer, passages[i :: len(ways)], n, proposed)
+
+    def _converse(self, writer: WriteLabel, passages: Sequence[Passage], n: int, proposed: Proposed) -> None:
+        """A question about each of `n` passages, and then others about those, each as the next turn."""
+        begun: list[tuple[Passage, tuple[dict[str, str], ...]]] = [(passage, ()) for passage in passages]
+        for number in range(1 + self.settings.follow_ups):
+            prompt = prompt_version(writer) + (f"/{number}" if number else "")
+            by_unit = {(one[0].contract_id, one[0].text, "write", self.model, prompt): one for one in begun}
+            units = self._new(list(by_unit), n)
+            inputs = [{"passage": p} | ({"before": before} if before else {}) for p, before in map(by_unit.get, units)]
+            begun = []
             for unit, prediction in self._usable(writer, units, inputs, proposed):
+                passage, before = by_unit[unit]
                 question = self._question(unit[0], self._category(prediction.question), prediction.question)
                 proposed.add(unit, Draft(label_of(question, prediction), "write", self.model, prompt))
+                begun.append((passage, (*before, turn(prediction))))
 
     def reword(self, proposed: Proposed) -> None:
         """Labels that are kept already, asked in other words."""

@@ -4,8 +4,8 @@ from dspy.utils import DummyLM
 from dspy.utils.exceptions import AdapterParseError
 
 from corpora.types import Contract, Label, Passage, Question, Quote, Span
-from modules.labeler import Check, Reword, WriteLabel, demonstrations, label_of, prompt_version
-from modules.signatures import NO_QUOTE, NOT_FOUND
+from modules.labeler import Check, Reword, WriteLabel, demonstrations, label_of, prompt_version, turn
+from modules.signatures import NO_QUOTE, NOT_FOUND, WRITE_TASKS
 
 TEXT = "Between Alder\nFoods Inc. and Birch Ltd. The laws of Ohio govern."
 CONTRACT = Contract("c", TEXT)
@@ -98,3 +98,16 @@ def test_the_prompts_version_is_that_of_instructions_fields_and_demonstrations()
     other.predict.demos = []
     other.predict.signature = other.predict.signature.with_instructions("Write.")
     assert len({first, shown, prompt_version(other)}) == 3
+
+
+def test_a_conversation_shows_what_was_asked_before_and_asks_for_something_else(saying):
+    said = {"question": "Who are the parties?", "quotes": "Birch Ltd.", "answer": "Birch"}
+    lm = saying(said | {"question": "Which law?"})
+    writer = WriteLabel(WRITE_TASKS[1])
+    first = writer(PASSAGE, lm=saying(said))
+    second = writer(PASSAGE, [turn(first)], lm=lm)
+    assert second.question == "Which law?" and [quote.text for quote in second.quotes] == ["Birch Ltd."]
+    system, *turns = [message["content"] for message in lm.history[-1]["messages"]]
+    assert WRITE_TASKS[1] in system and "something else" in system
+    assert len(turns) == 3 and "Who are the parties?" in turns[1] and "Birch Ltd." in turns[1]
+    assert writer.predict.signature.instructions == WRITE_TASKS[1]

@@ -7,7 +7,7 @@ from dspy.utils.exceptions import AdapterParseError
 from corpora.labels.store import LabelStore, label_id
 from corpora.labels.types import Draft
 from corpora.types import Label, Quote, Span
-from modules.signatures import NOT_FOUND
+from modules.signatures import NOT_FOUND, WRITE_TASKS
 from program.contract_review import ContractReview
 from program.label_settings import LabelSettings
 from program.proposals import Proposals
@@ -231,6 +231,32 @@ def test_questions_are_written_about_passages_half_of_them_after_demonstrations(
     proposals.all(ids(world))
     before = {given["passage"].id for given in asked[0][1]}
     assert more.questions() and not before & {given["passage"].id for given in more.questions()}
+
+
+def test_the_task_of_writing_is_put_in_several_wordings(propose, world):
+    proposals, asked = propose(replace(QUIET, written=9, descriptions=4, min_similarity=NOTHING), written)
+    proposals.all(ids(world))
+    assert [program.predict.signature.instructions for program, _ in asked] == [t for t in WRITE_TASKS for _ in (0, 1)]
+    assert [len(inputs) for _, inputs in asked] == [2] + 7 * [1]
+    passages = [given["passage"].id for given in asked.questions()]
+    assert len(passages) == len(set(passages)) == 9
+
+
+def test_a_conversation_about_a_passage_goes_on_to_other_questions(propose, world, store):
+    def another(passage, before=()):
+        first = written(passage)
+        return first.copy(question=f"{first.question} ({len(before)})") if len(before) < 2 else UNREADABLE
+
+    settings = replace(QUIET, written=2, demonstrations=0, follow_ups=3, min_similarity=NOTHING)
+    proposals, asked = propose(settings, another)
+    proposed = proposals.all(ids(world))
+    first, second, third = (given.get("before", ()) for _, (given,) in asked[:3])
+    assert (len(first), len(second), len(third)) == (0, 1, 2)
+    assert second[0]["question"] == "What does it begin with? (0)" and second[0]["answer"] == "this"
+    assert len(asked) == 6  # what was not said is not gone on from
+    assert len({given["passage"].id for _, (given,) in asked}) == 2
+    assert len(proposed.drafts) == 4 and len({proposed.unit(draft) for draft in proposed.drafts}) == 4
+    assert len(proposed.failed) == 2
 
 
 def test_a_written_question_that_people_ask_has_their_category(propose, world):
