@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--human-epochs", type=float, default=6, help="where people's labels are all there is")
-    parser.add_argument("--max-rows", type=int, default=200)
+    parser.add_argument("--max-rows", type=int, default=400)
     parser.add_argument("--lm", default="evergreen-base")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision-only", action="store_true", help="label once, untrained, and score the labels")

@@ -77,14 +77,16 @@ def novel(
     return keep
 
 
-def unlike(kept: Iterable[Draft], text: Callable[[Draft], str], jaccard: float = 0.9) -> Filter:
-    """Drops a draft whose text has this Jaccard similarity, over sets of word pairs, with one kept before it.
+def unlike(kept: Iterable[Draft], text: Callable[[Draft], str], jaccard: float = 0.9, *, copies: int = 1) -> Filter:
+    """Drops a draft whose text has this Jaccard similarity, over sets of word pairs, with `copies` kept before it.
 
     `text` is what to compare, such as `label_text(texts)`. MinHash LSH proposes (Broder 1997), the sets themselves
     decide. A draft without spans is compared only with those without on its own contract: what it says rests on the
-    whole contract, which its text does not show. ValueError if `jaccard` is not in (0, 1].
+    whole contract, which its text does not show. ValueError if `jaccard` is not in (0, 1], or `copies` below 1.
     """
     _check_share("Jaccard", jaccard)
+    if copies < 1:
+        raise ValueError(f"copies is {copies}; it must be 1 or more, for the first of its like is always kept")
     earlier = tuple(kept)
 
     def keep(drafts: Sequence[Draft]) -> list[str | None]:
@@ -97,9 +99,11 @@ def unlike(kept: Iterable[Draft], text: Callable[[Draft], str], jaccard: float =
             own, is_new = _shingles(draft, text(draft)), len(outcomes) >= len(earlier)
             signature = MinHash(num_perm=_NUM_PERM)
             signature.update_batch(own)
-            nearest = max((_jaccard(own, sets[i]) for i in lsh.query(signature)), default=0.0) if is_new else 0.0
-            outcomes.append(f"near-duplicate: Jaccard {nearest:.2f}" if nearest >= jaccard else None)
-            if nearest < jaccard:
+            found = [_jaccard(own, sets[i]) for i in lsh.query(signature)] if is_new else []
+            like = [score for score in found if score >= jaccard]
+            drop = len(like) >= copies
+            outcomes.append(f"near-duplicate: Jaccard {max(like):.2f}" if drop else None)
+            if not drop:
                 lsh.insert(len(sets), signature)
                 sets.append(own)
         return outcomes[len(earlier) :]

@@ -25,7 +25,7 @@ class LabelSettings:
     FILTERS to apply, in that order; `precision` is what confidence thresholds are fitted for on the validation
     questions; of `samples` sampled answers "agreement" wants most to be the draft's; `pii` is "keep", "drop" or "mask",
     which is in question and answer, for quotes are places in the contract; `per_category` and `per_contract` bound what
-    is kept.
+    is kept, and so does `copies`, of labels that say nearly the same on other contracts.
     At most `max_rows` labels are trained on, drawn by difficulty; `near_misses` says how many "not in this contract"
     rows there are for each found one.
     """
@@ -41,7 +41,8 @@ class LabelSettings:
     precision: float = 0.9
     samples: int = 5
     pii: str = "keep"
-    per_category: int | None = 60
+    copies: int = 3
+    per_category: int | None = 100
     per_contract: int | None = 20
     max_rows: int = 400
     near_misses: float = 1.0
@@ -53,6 +54,8 @@ class LabelSettings:
         for name in ("answered", "written", "demonstrations", "follow_ups", "reworded", "max_rows", "near_misses"):
             if getattr(self, name) < 0:
                 raise LabelingError(f"{name} is {getattr(self, name)!r}; it must be 0 or more")
+        if self.copies < 1:
+            raise LabelingError(f"copies is {self.copies!r}; it must be 1 or more")
         if not 1 <= self.descriptions <= len(WRITE_TASKS):
             raise LabelingError(f"descriptions is {self.descriptions!r}; it must be from 1 to {len(WRITE_TASKS)}")
         if "agreement" in self.filters and self.samples < 1:

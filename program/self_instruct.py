@@ -218,7 +218,7 @@ class SelfInstruct:
                 round_trip(retrieved, span=False),
             ),
             "judge": only(("answer", "write", "paraphrase"), judged(judge)),
-            "near-duplicate": unlike(kept, label_text(texts)),
+            "near-duplicate": unlike(kept, label_text(texts), copies=settings.copies),
             "quota": quota(settings.per_category, settings.per_contract, kept),
         }  # fmt: skip
 

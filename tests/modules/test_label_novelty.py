@@ -141,3 +141,10 @@ def test_thresholds_outside_their_range_are_refused(threshold):
         novel([], threshold)
     with pytest.raises(ValueError, match="at most 1"):
         unlike([], label_text(TEXTS), threshold)
+
+
+def test_some_labels_that_say_the_same_may_stay_and_those_kept_before_count():
+    keep = unlike([draft()], label_text(TEXTS), copies=2)
+    assert kinds(keep, draft(contract_id="d"), draft(contract_id="d")) == [None, "near-duplicate"]
+    with pytest.raises(ValueError, match="copies is 0; it must be 1 or more"):
+        unlike([], label_text(TEXTS), copies=0)
