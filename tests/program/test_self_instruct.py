@@ -597,7 +597,9 @@ def test_only_sends_each_draft_to_its_own_filter(world):
         ({"filters": ("verbatim", "vibes")}, r"\['vibes'\]"), ({"answered": -1}, "answered is -1"),
         ({"written": -1}, "written is -1"), ({"reworded": -1}, "reworded is -1"), ({"max_rows": -1}, "max_rows is -1"),
         ({"near_misses": -0.1}, "near_misses is -0.1"), ({"pii": "hide"}, "pii is 'hide'"),
-        ({"filters": ("agreement",), "samples": 0}, "samples is 0"),
+        ({"filters": ("agreement",), "samples": 0}, "samples is 0"), ({"copies": 0}, "copies is 0"),
+        ({"descriptions": 0}, "descriptions is 0"), ({"descriptions": 5}, "descriptions is 5"),
+        ({"follow_ups": -1}, "follow_ups is -1"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(wrong, told):
