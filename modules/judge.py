@@ -1,10 +1,12 @@
-"""Which of two answers is better: by a verdict that follows a quote, and by the likelihood of each answer.
+"""What a judge is asked and says, and what the bundled base was trained for: a verdict behind a quote, and likelihood.
 
 The likelihood needs no comparing: a model that can answer can judge with it. Both are asked over the same passages.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import dspy
 
@@ -17,6 +19,59 @@ _LETTER = re.compile(r"\[([AB])\]\s*$")
 
 class JudgeError(ValueError):
     """A verdict that cannot be read. It is never counted for either side."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A question and the passages that answers are judged by; `reference` is the gold answer, None where none is."""
+
+    question: str
+    passages: tuple[Passage, ...]
+    reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An answer as a review says it: `NOT_FOUND` for absence; `quotes` as the reviewer gave them, maybe none."""
+
+    answer: str
+    quotes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """How good one candidate is: `score` in [0, 1], why in a sentence, and words of the passages ("" where none bear).
+
+    `points` are (point, verdict) pairs of a judge that takes an answer apart; empty for the others.
+    """
+
+    score: float
+    reason: str
+    quote: str
+    points: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Which of two candidates is better: `winner` "A", "B" or "tie".
+
+    `margin` is above 0 for A, in nats or as a difference of scores (the judge says which), None where the judge gives
+    none. `stable` is False where the judge said otherwise with the two exchanged; `winner` is then "tie".
+    """
+
+    winner: str
+    margin: float | None
+    stable: bool
+    reason: str
+    quote: str
+
+
+class Judge(Protocol):
+    """What grades one candidate and compares two; both raise JudgeError where a verdict cannot be read."""
+
+    def grade(self, case: Case, candidate: Candidate) -> Grade: ...
+
+    def compare(self, case: Case, a: Candidate, b: Candidate) -> Verdict: ...
 
 
 class Compare(dspy.Module):

@@ -1,4 +1,4 @@
-"""The command line: `evergreen compile | evaluate | ask | label | index | generate | demo`; each calls one function."""
+"""The command line: `evergreen compile | evaluate | ask | serve | judge | label | index | ...`, a function each."""
 
 import logging
 import os
@@ -19,7 +19,11 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 _STOPPED_RUN = "stopped; a run keeps the stages it had scored, marked partial, and an earlier complete run stays"
-_STOPPED_INDEX = "stopped; what is indexed stays, and the same command goes on from there"
+_STOPPED = {
+    **dict.fromkeys(("compile", "evaluate", "demo"), _STOPPED_RUN),
+    "index": "stopped; what is indexed stays, and the same command goes on from there",
+    "label": "stopped; the labels of whole rounds stay, and the same command goes on from there",
+}
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Contract review that compiles its own prompts and weights."
@@ -108,6 +112,64 @@ def ask(
     typer.echo(f"{answer.answer}    (confidence {confidence})")
     for quote in answer.quotes:
         typer.echo(f'  "{quote.text}"\n    {quote.contract_id}, characters {quote.start} to {quote.end}')
+
+
+@app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(help="A run folder that `evergreen compile` left.")],
+    library: Annotated[
+        Path | None, typer.Option(help="A library whose contracts are asked; default: the run's.")
+    ] = None,
+    rival: Annotated[Path | None, typer.Option(help="Another run, whose answers are laid beside, blind.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Where feedback is kept; default: feedback.db beside RUN.")] = None,
+    host: Annotated[str, typer.Option(help="Any address but a loopback one needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8765,
+    token: Annotated[str | None, typer.Option(help="At least 16 characters; or set EVERGREEN_TOKEN.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Questions in flight.")] = 8,
+    debug: Debug = False,
+) -> None:
+    """Open the page where reviewers ask, rate, correct and choose; Ctrl-C ends it."""
+    from program.runs import read_run
+
+    read_run(run)
+    _quiet()
+    from program.serve.run import serve as serve_run
+
+    serve_run(run, host=host, port=port, token=token, store=store, library=library, rival=rival, threads=threads)
+
+
+@app.command()
+def judge(
+    corpus: Annotated[Path, typer.Option(help="Labelled contracts to hold the judge against, CUADv1-format JSON.")],
+    run: Annotated[
+        Path | None, typer.Argument(help="A compile run whose LM judges; default: the bundled base.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("judge"),
+    judge: Annotated[
+        str, typer.Option(help="likelihood, pairwise, points, compare, or a litellm model that compares pairs.")
+    ] = "likelihood",
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs with gold.")] = 200,
+    length_control: Annotated[bool, typer.Option("--length-control", help="Take out what length adds.")] = False,
+    feedback: Annotated[
+        Path | None, typer.Option(help="A feedback store, whose choices it is held against too.")
+    ] = None,
+    max_contracts: Annotated[int | None, typer.Option(help="Read only so many contracts.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 32,
+    seed: Annotated[int, typer.Option()] = 0,
+    debug: Debug = False,
+) -> None:
+    """Measure a judge: agreement with gold and people, flips, length bias, degenerate answers."""
+    _require_files(str(corpus), _text(feedback))
+    _quiet()
+    from program.judging.run import run_judge
+
+    result = run_judge(
+        run, corpus, out, judge=judge, n=pairs, seed=seed, max_contracts=max_contracts, threads=threads,
+        length_control=length_control, feedback=feedback,
+    )  # fmt: skip
+    for line in result.lines:
+        typer.echo(line)
+    typer.echo(f"report: {result.path / 'judge_report.html'}")
 
 
 @app.command()
@@ -246,7 +308,7 @@ def main() -> None:
         # Typer turns Ctrl-C into an exit of its own, without a word.
         if isinstance(leaving, SystemExit) and leaving.code != 130:
             raise
-        _leave(_STOPPED_INDEX if sys.argv[1:2] == ["index"] else _STOPPED_RUN, 130)
+        _leave(_STOPPED.get("".join(sys.argv[1:2]), "stopped"), 130)
     except Exception as error:
         if debug:
             raise

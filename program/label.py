@@ -82,7 +82,7 @@ def label(
     given = people.contracts + choosing.contracts + contracts
     out.mkdir(parents=True, exist_ok=True)
     answers = read_cuad(gold) if gold is not None else None
-    with LabelStore.open(out / "labels.db") as store, _program(given, out, run, lm, progress) as program:
+    with LabelStore.open(out / "labels.db") as store, program_on(given, out, run, lm, progress) as program:
         labels = SelfInstruct(store, settings, remote(labeller), threads, progress)
         train, val = to_examples(people), to_examples(choosing)
         say(f"labelling {len(contracts)} contracts after {len(train)} labels, confidences fitted on {len(val)}")
@@ -127,7 +127,7 @@ def estimate(
     told += f"{written} questions written, {settings.reworded} reworded, {checks} for checks)"
     with tempfile.TemporaryDirectory() as scratch:
         probe = subset(people, [people.contracts[0].id])
-        with _program(probe.contracts, Path(scratch), run, lm, False) as program:
+        with program_on(probe.contracts, Path(scratch), run, lm, False) as program:
             examples = to_examples(probe)[:_PROBED]
             if labeller is not None:
                 passages = program.retrieve(question=examples[0].question, contract_id=examples[0].contract_id).passages
@@ -146,7 +146,7 @@ def read_sides(corpus: Path | str, unlabelled: Path | str) -> tuple[Corpus, Corp
 
 
 @contextmanager
-def _program(
+def program_on(
     contracts: tuple[Contract, ...], out: Path, run: Path | None, lm: str, progress: bool
 ) -> Iterator[ContractReview]:
     """The program that labels, on an index of these contracts in `out`."""
