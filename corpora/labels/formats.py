@@ -71,9 +71,9 @@ def _write(records: Sequence[Record], by_id: Mapping[str, Contract], path: Path)
     elif path.suffix == ".json":
         given = [contract_row(contract) for contract in by_id.values()]
         content = {"format": _FORMAT, "contracts": given, "labels": rows_of(records, by_id)}
-        _replace(path, json.dumps(content, ensure_ascii=False, indent=1))
+        replace_text(path, json.dumps(content, ensure_ascii=False, indent=1))
     elif path.suffix == ".csv":
-        _replace(path, _csv(rows_of(records, by_id)))
+        replace_text(path, _csv(rows_of(records, by_id)))
     else:
         raise CorpusError(f"{path} is none of .json, .csv and .cuad.json. Choose one of these suffixes.")
 
@@ -218,7 +218,12 @@ def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
     # An empty answer is not "no answer": it is a marked nothing.
-    return f"'{value}" if value.startswith(_MARKED) or (name == "answer" and not value) else value
+    return "'" if name == "answer" and not value else formula_safe(value)
+
+
+def formula_safe(text: str) -> str:
+    """The text as a cell of CSV that no spreadsheet runs: behind a ' where it begins as a formula does."""
+    return f"'{text}" if text.startswith(_MARKED) else text
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -270,7 +275,7 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     """Write beside `path`, flush to the disk, then put it in place: a reader never sees half a file."""
     beside = _beside(path)
     try:
