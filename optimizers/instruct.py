@@ -8,16 +8,15 @@ What writes and checks labels is told by `labels`, so any program's can be; `pro
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Protocol
 
 import dspy
-from dspy.teleprompt import BootstrapFinetune
 
 from optimizers.errors import TrainingError
-from optimizers.local_lm.provider import LocalProvider
+from optimizers.finetuning import Score, finetuned, validating
 from optimizers.stock import SteadyFinetune
 
 logger = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ class InstructTune(SteadyFinetune):
         self,
         *args: Any,
         labels: SelfLabels | None = None,
-        score: Callable[[dspy.Module, list[dspy.Example]], float] | None = None,
+        score: Score | None = None,
         rounds: int = 2,
         human_share: float = 0.3,
         patience: int = 1,
@@ -138,23 +137,13 @@ class InstructTune(SteadyFinetune):
         rows = human * copies + made
         Random(f"{self.seed}/{number}").shuffle(rows)
         kwargs = self.train_kwargs
-        # Validation runs on the training's own thread, to which the caller's context does not reach.
-        settings = {"adapter": dspy.settings.adapter, "lm": dspy.settings.lm}
-
-        def validating(lm: dspy.LM) -> Callable[[str], float]:
-            def validate(model: str) -> float:
-                trial = student.deepcopy()
-                for old, new in zip(student.predictors(), trial.predictors(), strict=True):
-                    if old.lm is lm:  # another predictor's LM has weights of its own
-                        new.lm = lm.copy(model=model)
-                with dspy.context(**settings):
-                    return self.score(trial, valset)
-
-            return validate
-
         copy = student.deepcopy()
         self.train_kwargs = {
-            new.lm: {**kwargs[old.lm], "validate": validating(old.lm), "patience": self.patience}
+            new.lm: {
+                **kwargs[old.lm],
+                "validate": validating(student, old.lm, self.score, valset),
+                "patience": self.patience,
+            }
             for old, new in zip(student.predictors(), copy.predictors(), strict=True)
         }
         try:
@@ -180,14 +169,7 @@ class InstructTune(SteadyFinetune):
     @staticmethod
     def finetune_lms(finetune_dict: dict[Any, dict[str, Any]]) -> dict[Any, dspy.LM]:
         """As BootstrapFinetune.finetune_lms; Ctrl-C ends the training too, which would run on in its thread."""
-        providers = [job["lm"].provider for job in finetune_dict.values()]
-        try:
-            return BootstrapFinetune.finetune_lms(finetune_dict)
-        except KeyboardInterrupt:
-            for provider in providers:
-                if isinstance(provider, LocalProvider):
-                    provider.stop()
-            raise
+        return finetuned(finetune_dict)
 
 
 def copies_for(n_human: int, n_made: int, human_share: float) -> int:

@@ -150,7 +150,7 @@ class _Run:
 
     def _record(self, model: Any, trainer: Trainer) -> dict[str, Any]:
         rows, settings = self.task.rows, self.task.settings
-        kept = ("step", "loss", "tokens", "seconds")
+        kept = ("step", "loss", "tokens", "seconds", *getattr(trainer, "told", ()))
         history = [{key: entry[key] for key in kept} for entry in trainer.state.log_history if "loss" in entry]
         return {
             "base": self.task.weights.base,

@@ -67,6 +67,32 @@ def divergence(teacher_N_K: Tensor, student_N_K: Tensor, *, kind: str, jsd_beta:
     return loss.mean(), {"kl": forward.item()}
 
 
+def sampled_divergence(teacher_N: Tensor, student_N: Tensor) -> tuple[Tensor, Metrics]:
+    """One sample's estimate of KL(student || teacher) per token, from the likelihoods (nats) of what was said alone.
+
+    L = mean of stop-gradient(student - teacher) * student, whose gradient's expectation over the student's own tokens
+    is that of the KL: the estimator of SDFT's algorithm 1 (Shenfeld et al. 2026, arXiv:2601.19897). The value of
+    L means nothing by itself; `kl` is the estimate.
+    """
+    gap_N = (student_N - teacher_N).detach()
+    return (gap_N * student_N).mean(), {"kl": gap_N.mean().item()}
+
+
+def anchored_nll(
+    nll_N: Tensor, reference_N_K: Tensor, policy_N_K: Tensor, *, beta: float, n_tokens: Tensor | int | None = None
+) -> tuple[Tensor, Metrics]:
+    """Likelihood of the labels, and KL(reference || policy) beside it: sum over tokens of nll + beta * KL, per token.
+
+    `nll_N`: nats of each labelled token; `reference_N_K`, `policy_N_K`: log distributions over the same K outcomes.
+    Divided by `n_tokens` (None: N). The direction is that of Learning without Forgetting (Li & Hoiem 2017,
+    arXiv:1606.09282, eq. 2) and of what predicts forgetting (Shenfeld et al. 2025, arXiv:2509.04259).
+    """
+    kl_N = _kl(reference_N_K, policy_N_K)
+    total = (nll_N + beta * kl_N).sum()
+    metrics = {"nll": nll_N.mean().item(), "kl_incumbent": kl_N.mean().item()}
+    return total / (len(nll_N) if n_tokens is None else n_tokens), metrics
+
+
 def with_rest(logps_N_V: Tensor, ids_N_K: Tensor | None) -> Tensor:
     """Log probabilities of `ids_N_K` and, last, of everything else together: N x (K+1). None: all, as they are."""
     if ids_N_K is None:

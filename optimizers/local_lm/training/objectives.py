@@ -17,8 +17,12 @@ from transformers import Trainer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from optimizers.local_lm.serving.decoding import score_rows
-from optimizers.local_lm.training.own import PAD_MULTIPLE, build_distill, build_pairwise
-from optimizers.local_lm.training.rows import Rows
+from optimizers.local_lm.training.anchored import build_anchored
+from optimizers.local_lm.training.distill import build_distill
+from optimizers.local_lm.training.distill_rollouts import build_self_distill
+from optimizers.local_lm.training.labelled import OnLabels
+from optimizers.local_lm.training.own import PAD_MULTIPLE, build_pairwise
+from optimizers.local_lm.training.rows import REFERENCE, Rows
 from optimizers.local_lm.training.settings import DPOSettings, KTOSettings, SFTSettings, TrainSettings
 from optimizers.local_lm.tuning.adapters import serving
 from optimizers.local_lm.weights import Weights, spares_memory
@@ -50,22 +54,42 @@ def build_trainer(
     arguments: dict[str, Any],
 ) -> Trainer:
     """The trainer of `settings.method` over `rows` in the order of `plan`."""
+    if isinstance(settings, SFTSettings) and settings.kl_beta > 0:
+        return build_anchored(weights, model, rows, plan, eval_rows, settings, arguments)
     if isinstance(settings, SFTSettings):
         return _sft(weights, model, rows.select(plan), eval_rows, arguments)
     if isinstance(settings, DPOSettings):
         # The reference's pass is over each row once; the order comes after it.
-        trainer = _dpo(weights, settings, arguments, model=model, train_dataset=rows, eval_dataset=eval_rows)
+        trainer = _dpo(weights, settings, arguments, model=model, **_referred(rows, eval_rows))
+        _remember(trainer, rows, eval_rows)
         _drop_reference(model)
         trainer.train_dataset = trainer.train_dataset.select(plan)
         return trainer
     if isinstance(settings, KTOSettings):
         # Its batches have to be known beforehand: each lends its answers to its own other prompts.
-        ordered = rows.select(plan)
-        trainer = _kto(weights, settings, arguments, model=model, train_dataset=ordered, eval_dataset=eval_rows)
+        given = _referred(rows, eval_rows)
+        given["train_dataset"] = rows.select(plan) if given["train_dataset"] is rows else given["train_dataset"]
+        trainer = _kto(weights, settings, arguments, model=model, **given)
+        _remember(trainer, rows, eval_rows)
         _drop_reference(model)
         return trainer
-    build = build_distill if settings.method == "distill" else build_pairwise
+    build = {"distill": build_distill, "sdft": build_self_distill}.get(settings.method, build_pairwise)
     return build(weights, model, rows, plan, eval_rows, settings, {**arguments, "remove_unused_columns": False})
+
+
+def _referred(rows: Dataset, eval_rows: Dataset | None) -> dict[str, Dataset | None]:
+    """The rows with the reference's log probabilities, if an earlier leg of this run has computed them."""
+    return {
+        "train_dataset": getattr(rows, "referred", rows),
+        "eval_dataset": getattr(eval_rows, "referred", eval_rows),
+    }
+
+
+def _remember(trainer: Trainer, rows: Dataset, eval_rows: Dataset | None) -> None:
+    """Keep what the reference said with the rows: a run asks it once, however often it stops to validate."""
+    rows.referred = trainer.train_dataset
+    if eval_rows is not None:
+        eval_rows.referred = trainer.eval_dataset
 
 
 def _sft(weights: Weights, model: Any, rows: Dataset, eval_rows: Dataset | None, arguments: dict) -> Trainer:
@@ -74,15 +98,18 @@ def _sft(weights: Weights, model: Any, rows: Dataset, eval_rows: Dataset | None,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         pad_to_multiple_of=PAD_MULTIPLE,
-        activation_checkpointing=spares_memory(weights) and not _learns_prompt(model),
+        activation_checkpointing=_recomputes(weights, model),
     )
-    # TRL's kernel leaves out what no label asks for on CUDA only; on a CPU it scores every position of the prompt too.
-    keeps_logits = "logits_to_keep" in signature(type(weights.model).forward).parameters
-    on_labels = weights.device.type == "cpu" and keeps_logits and not _learns_prompt(model)
-    build = _LabelledSFT if on_labels else SFTTrainer
+    build = _LabelledSFT if _on_labels(weights, model) else SFTTrainer
     return build(
         model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=weights.tokenizer
     )
+
+
+def _on_labels(weights: Weights, model: Any) -> bool:
+    """Whether to score labelled positions alone by ourselves: on a CPU, where TRL's kernel scores the prompt's too."""
+    keeps_logits = "logits_to_keep" in signature(type(weights.model).forward).parameters
+    return weights.device.type == "cpu" and keeps_logits and not _learns_prompt(model)
 
 
 class _LabelledSFT(SFTTrainer):
@@ -101,17 +128,26 @@ class _LabelledSFT(SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
+def _recomputes(weights: Weights, model: Any) -> bool:
+    """Whether a step computes activations twice to save memory, which TRL's preference trainers do unless told."""
+    return spares_memory(weights) and not _learns_prompt(model)
+
+
 def _learns_prompt(model: Any) -> bool:
     """Whether keys and values come from outside the network, which recomputing a layer would not see."""
     return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
 
 
-class _EncodedDPO(DPOTrainer):
+class _EncodedDPO(OnLabels, DPOTrainer):
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
 
+    def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        # Rows that bring theirs along, from an earlier leg or of another reference, are taken at their word.
+        return dataset if REFERENCE[0] in dataset.column_names else super()._precompute_ref_logps(dataset, *args)
 
-class _EncodedKTO(KTOTrainer):
+
+class _EncodedKTO(OnLabels, KTOTrainer):
     def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
         # The KL term wants answers that belong to other prompts: each batch's, moved on by one.
         def rotate(batch: dict[str, list]) -> dict[str, list]:
@@ -119,28 +155,35 @@ class _EncodedKTO(KTOTrainer):
 
         return dataset.map(rotate, batched=True, batch_size=args.per_device_train_batch_size)
 
+    def _precompute_ref_logps(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset if "ref_logps" in dataset.column_names else super()._precompute_ref_logps(dataset, *args)
+
 
 def _dpo(weights: Weights, settings: DPOSettings, arguments: dict[str, Any], **given: Any) -> Trainer:
     config = DPOConfig(
         **arguments,
         **REFERRING,
+        activation_checkpointing=_recomputes(weights, given["model"]),
         beta=settings.beta,
         loss_type=list(settings.loss_type),
         loss_weights=None if settings.loss_weights is None else list(settings.loss_weights),
         label_smoothing=settings.label_smoothing,
     )
-    return _EncodedDPO(args=config, processing_class=weights.tokenizer, **given)
+    on_labels = _on_labels(weights, given["model"])
+    return _EncodedDPO(on_labels=on_labels, args=config, processing_class=weights.tokenizer, **given)
 
 
 def _kto(weights: Weights, settings: KTOSettings, arguments: dict[str, Any], **given: Any) -> Trainer:
     config = KTOConfig(
         **arguments,
         **REFERRING,
+        activation_checkpointing=_recomputes(weights, given["model"]),
         beta=settings.beta,
         desirable_weight=settings.desirable_weight,
         undesirable_weight=settings.undesirable_weight,
     )
-    return _EncodedKTO(args=config, processing_class=weights.tokenizer, **given)
+    on_labels = _on_labels(weights, given["model"])
+    return _EncodedKTO(on_labels=on_labels, args=config, processing_class=weights.tokenizer, **given)
 
 
 def _drop_reference(model: Any) -> None:

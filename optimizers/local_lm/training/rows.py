@@ -1,9 +1,10 @@
 """Training rows, as DSPy or a user gives them, to token ids: what is learnt, what is masked, what does not fit.
 
     sft      {"messages": [... the assistant last]}, or {"prompt", "completion"}, each a string or messages
-    dpo orpo cpo {"prompt", "chosen", "rejected"}
+    dpo orpo cpo {"prompt", "chosen", "rejected"}; dpo, all rows or none, {"ref_chosen_logps", "ref_rejected_logps"}
     kto      {"prompt", "completion", "label": True | False}
     distill  {"prompt", "completion", "teacher_prompt"}
+    sdft     {"prompt", "teacher_prompt"}: what is learnt from is what the student then says
 
 Any row may carry "group" (rows of one group stay on one side of a validation split) and "difficulty" (for the order).
 A row longer than the limit is left out and counted, never cut: cut, it would lose its question or its answer's end.
@@ -21,6 +22,8 @@ from optimizers.local_lm.training.settings import TrainSettings
 from optimizers.local_lm.weights import Weights
 
 Ids = dict[str, Any]
+# A pair's summed log probabilities (nats) under a reference other than the model that training starts from.
+REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Rows:
 def n_tokens(columns: Ids) -> int:
     """Tokens that a training step reads for one row."""
     prompt = len(columns.get("prompt_ids", ()))
+    if "max_tokens" in columns:
+        return prompt + len(columns["teacher_ids"])
     if "chosen_ids" in columns:
         return 2 * prompt + len(columns["chosen_ids"]) + len(columns["rejected_ids"])
     return len(columns["input_ids"]) if "input_ids" in columns else prompt + len(columns["completion_ids"])
@@ -58,7 +63,7 @@ def longest(columns: Ids) -> int:
         return len(columns["input_ids"])
     prompt = max(len(columns["prompt_ids"]), len(columns.get("teacher_ids", ())))
     answers = ("chosen_ids", "rejected_ids", "completion_ids")
-    return prompt + max(len(columns[name]) for name in answers if name in columns)
+    return prompt + max((len(columns[name]) for name in answers if name in columns), default=columns.get("max_tokens"))
 
 
 def encode(weights: Weights, given: Sequence[Mapping[str, Any]], settings: TrainSettings) -> Rows:
@@ -82,6 +87,8 @@ def encode(weights: Weights, given: Sequence[Mapping[str, Any]], settings: Train
             continue
         kept += [(columns, index, group, difficulty) for columns in encoded]
     _check_dropped(len(given), len(kept), len(too_long), limit, settings)
+    if len({REFERENCE[0] in columns for columns, *_ in kept}) > 1:
+        raise TrainingError(f"some rows carry {REFERENCE} and some do not; give all of them, or none")
     parts = zip(*kept, strict=True)
     return Rows(*(tuple(part) for part in parts), tuple(too_long), len(given), split)
 
@@ -149,12 +156,13 @@ def _every_turn(weights: Weights, chat: Chat, answers: Sequence[int]) -> Ids | N
 
 
 def _pair(weights: Weights, index: int, row: Mapping[str, Any], settings: TrainSettings) -> list[Ids]:
-    _need(index, row, {"prompt", "chosen", "rejected"})
+    given = {name: row[name] for name in REFERENCE if name in row} if settings.method == "dpo" else {}
+    _need(index, row, {"prompt", "chosen", "rejected", *(REFERENCE if given else ())})
     prompt = _turns(row["prompt"], "user")
     chosen, rejected = (_text(index, name, row[name]) for name in ("chosen", "rejected"))
     if chosen == rejected:
         raise TrainingError(f"training row {index} prefers {chosen[:60]!r} to itself; leave ties out")
-    ids = {"prompt_ids": encode_prompt(weights, prompt)}
+    ids = {"prompt_ids": encode_prompt(weights, prompt), **{name: float(value) for name, value in given.items()}}
     for name, text in (("chosen_ids", chosen), ("rejected_ids", rejected)):
         ids[name] = encode_completion(weights, prompt, text, with_end=True)
     return [ids]
@@ -182,6 +190,19 @@ def _distilled(weights: Weights, index: int, row: Mapping[str, Any], settings: T
     ]
 
 
+def _self_distilled(weights: Weights, index: int, row: Mapping[str, Any], settings: TrainSettings) -> list[Ids]:
+    """No answer yet, but room for one of `max_tokens`, and the token that ends it."""
+    _need(index, row, {"prompt", "teacher_prompt"})
+    prompt, teacher = _turns(row["prompt"], "user"), _turns(row["teacher_prompt"], "user")
+    ids = {"prompt_ids": encode_prompt(weights, prompt), "teacher_ids": encode_prompt(weights, teacher)}
+    if ids["prompt_ids"] == ids["teacher_ids"]:
+        raise TrainingError(
+            f"training row {index} has one prompt for teacher and student: the teacher knows nothing that the student "
+            "does not; put the demonstration into its prompt"
+        )
+    return [ids | {"end_ids": encode_completion(weights, prompt, "", with_end=True), "max_tokens": settings.max_tokens}]
+
+
 _ENCODERS: dict[str, Callable[..., list[Ids]]] = {
     "sft": _sft,
     "dpo": _pair,
@@ -189,6 +210,7 @@ _ENCODERS: dict[str, Callable[..., list[Ids]]] = {
     "cpo": _pair,
     "kto": _rated,
     "distill": _distilled,
+    "sdft": _self_distilled,
 }
 
 

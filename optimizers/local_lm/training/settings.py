@@ -14,6 +14,13 @@ ORDERS = ("random", "easy_to_hard", "given")
 LOSS_ON = ("last", "every")
 KEEP = ("best", "last")
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
+ON_POLICY_DIVERGENCES = (*DIVERGENCES, "sampled")
+TEACHERS = ("frozen", "ema", "live")
+DPO_LOSSES = (
+    "sigmoid", "hinge", "ipo", "robust", "sft", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sigmoid_norm",
+)  # fmt: skip
+CPO_LOSSES = ("sigmoid", "simpo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +76,15 @@ class SFTSettings(TrainSettings):
     """Supervised fine-tuning on completion tokens only.
 
     `loss_on` "last": the conversation's last answer, since the earlier ones of a DSPy prompt are demonstrations.
-    "every": all assistant turns in one pass; for real conversations.
+    "every": all assistant turns in one pass; for real conversations. `kl_beta` above 0 adds that much of the KL from
+    the weights training starts from, on the same tokens, over their `kl_top_k` likeliest outcomes (None: all).
     """
 
     method: str = "sft"
     name: str = "sft"
     loss_on: str = "last"
+    kl_beta: float = 0.0
+    kl_top_k: int | None = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +101,11 @@ class PreferenceSettings(TrainSettings):
 class DPOSettings(PreferenceSettings):
     """Direct preference optimization (Rafailov et al. 2023, eq. 7) and the losses TRL keeps beside it.
 
-    The reference is the model that training starts from: its log probabilities are computed once, at first.
-    `loss_type`: TRL's names ("sigmoid", "ipo", "hinge", "robust", "apo_zero", …), several with `loss_weights`, for
-    instance ("sigmoid", "sft") with (1.0, 0.2) for DPO with an NLL term.
+    The reference is the model that training starts from: its log probabilities are computed once, at first. Rows may
+    bring another's (rows.py). `loss_type`: TRL's names, several with `loss_weights`, for instance ("sigmoid", "sft")
+    with (1.0, 0.2) for DPO with an NLL term on the chosen answer, per token (Iterative RPO, Pang et al. 2024, eq. 1).
+    "hinge" is SLiC's (Zhao et al. 2023), "ipo" IPO's (Azar et al. 2024, eq. 17) per token, and "robust" unbiased where
+    a share `label_smoothing` of the pairs is the wrong way round (Chowdhury et al. 2024, eq. 11).
     """
 
     method: str = "dpo"
@@ -150,9 +162,33 @@ class DistillSettings(TrainSettings):
     temperature: float = 1.0
 
 
-METHODS: dict[str, type[TrainSettings]] = {
-    kind.method: kind for kind in (SFTSettings, DPOSettings, KTOSettings, ORPOSettings, CPOSettings, DistillSettings)
-}
+@dataclass(frozen=True, kw_only=True)
+class SelfDistillSettings(DistillSettings):
+    """Self-distillation on the student's own answers (SDFT, Shenfeld et al. 2026, arXiv:2601.19897, algorithm 1).
+
+    Every `refresh` steps the student, as it then is, answers the prompts of the next steps (at `rollout_temperature`,
+    up to `max_tokens` tokens, `rollout_batch` prompts at a time); each step brings it nearer to the teacher on those
+    answers, their first `skip_tokens` tokens left out. `teacher`: "frozen" (the weights that training starts from),
+    "ema" (they, moved by `ema_rate` towards the student after every step) or "live" (the student itself). The
+    `divergence` may also be "sampled": one token's estimate of the reverse KL, from likelihoods of what was said alone.
+    Rows that do not fit the context with `max_tokens` to spare are refused (`max_dropped` 0), never cut.
+    """
+
+    method: str = "sdft"
+    name: str = "sdft"
+    top_k: int | None = None
+    max_dropped: float = 0.0
+    teacher: str = "ema"
+    ema_rate: float = 0.01
+    skip_tokens: int = 3
+    refresh: int = 4
+    rollout_temperature: float = 1.0
+    rollout_batch: int = 64
+    max_tokens: int = 256
+
+
+_KINDS = (SFTSettings, DPOSettings, KTOSettings, ORPOSettings, CPOSettings, DistillSettings, SelfDistillSettings)
+METHODS: dict[str, type[TrainSettings]] = {kind.method: kind for kind in _KINDS}
 
 
 def settings_from(train_kwargs: Mapping[str, Any] | None) -> tuple[TrainSettings, dict[str, Any]]:
@@ -166,6 +202,8 @@ def settings_from(train_kwargs: Mapping[str, Any] | None) -> tuple[TrainSettings
         raise TrainingError(f"method={method!r} is not known; use one of {sorted(METHODS)}")
     kind = METHODS[method]
     own = {entry.name for entry in fields(kind)}
+    if method == "dpo" and isinstance(given.get("loss_type"), str):
+        given["loss_type"] = (given["loss_type"],)
     settings = kind(**{key: _frozen(value) for key, value in given.items() if key in own})
     _check(settings)
     return settings, {key: value for key, value in given.items() if key not in own}
@@ -187,7 +225,61 @@ def _check(settings: TrainSettings) -> None:
         raise TrainingError("search compares trials on validation rows: set val_share above 0, or give validate")
     if settings.patience and not (settings.val_share or settings.validate):
         raise TrainingError("patience counts validation scores: set val_share above 0, or give validate")
-    choices = {"order": ORDERS, "keep": KEEP, "loss_on": LOSS_ON, "divergence": DIVERGENCES}
+    choices = {"order": ORDERS, "keep": KEEP, "loss_on": LOSS_ON, "teacher": TEACHERS}
+    if isinstance(settings, DistillSettings):
+        choices["divergence"] = ON_POLICY_DIVERGENCES if settings.method == "sdft" else DIVERGENCES
     for name, known in choices.items():
         if (value := getattr(settings, name, None)) is not None and value not in known:
             raise TrainingError(f"{name}={value!r} is not known; use one of {known}")
+    if isinstance(settings, SFTSettings) and not settings.kl_beta >= 0:
+        raise TrainingError(f"kl_beta={settings.kl_beta!r} must be 0 or above")
+    if isinstance(settings, PreferenceSettings):
+        _check_preference(settings)
+    if isinstance(settings, DistillSettings):
+        _check_distill(settings)
+
+
+def _check_preference(settings: PreferenceSettings) -> None:
+    if not settings.beta > 0:
+        raise TrainingError(f"beta={settings.beta!r} must be above 0")
+    if isinstance(settings, DPOSettings | CPOSettings):
+        losses, known = settings.loss_type, DPO_LOSSES
+        if isinstance(settings, CPOSettings):
+            losses, known = (settings.loss_type,), CPO_LOSSES
+        if not losses or not set(losses) <= set(known):
+            raise TrainingError(f"loss_type={settings.loss_type!r} is not known; use one or more of {known}")
+        if not 0 <= settings.label_smoothing < 0.5:
+            raise TrainingError(
+                f"label_smoothing={settings.label_smoothing!r} is the share of pairs that are wrong: 0 to below 0.5"
+            )
+    if isinstance(settings, DPOSettings):
+        if settings.loss_weights is not None and len(settings.loss_weights) != len(settings.loss_type):
+            raise TrainingError(
+                f"loss_weights={settings.loss_weights!r} must have one weight for each of {settings.loss_type}"
+            )
+        if "robust" in settings.loss_type and settings.label_smoothing == 0:
+            raise TrainingError("loss_type 'robust' with label_smoothing=0 is 'sigmoid'; say what share is wrong")
+
+
+def _check_distill(settings: DistillSettings) -> None:
+    if settings.divergence == "jsd" and not 0 < settings.jsd_beta < 1:
+        raise TrainingError(f"jsd_beta={settings.jsd_beta!r} must be between 0 and 1, which are the two KLs themselves")
+    if not settings.temperature > 0 or (settings.top_k is not None and settings.top_k < 1):
+        raise TrainingError(
+            f"temperature={settings.temperature!r} must be above 0, top_k={settings.top_k!r} 1 or more, or None for all"
+        )
+    if not isinstance(settings, SelfDistillSettings):
+        return
+    for name in ("refresh", "rollout_temperature", "rollout_batch", "max_tokens"):
+        if not getattr(settings, name) > 0:
+            raise TrainingError(f"{name}={getattr(settings, name)!r} must be above 0")
+    if not 0 < settings.ema_rate <= 1 or settings.skip_tokens < 0:
+        raise TrainingError(
+            f"ema_rate={settings.ema_rate!r} must be above 0 and at most 1, "
+            f"skip_tokens={settings.skip_tokens!r} 0 or more"
+        )
+    if settings.val_share or settings.order == "easy_to_hard":
+        raise TrainingError(
+            "rows of 'sdft' hold no answers, so they have no loss to validate or sort by: set val_share=0 and give "
+            "validate, a score of the model; use order 'random' or 'given'"
+        )

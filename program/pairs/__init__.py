@@ -1,0 +1,1 @@
+"""Where preferences come from: what people said, and rollouts that a judge compared; checked against labels."""
