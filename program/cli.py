@@ -41,7 +41,9 @@ def compile(
     out: Annotated[str | None, typer.Option(help="Folder of the run.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML or JSON with any of the config's keys.")] = None,
     lm: Annotated[str | None, typer.Option(help="evergreen-base, a model folder, or a hub id.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="r retriever, p prompts, s weights; as in 'r -> p -> s'.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Of r retriever, p prompts, s labels, a preferences, d distillation.")
+    ] = None,
     max_contracts: Annotated[int | None, typer.Option(help="Read only so many contracts of the corpus.")] = None,
     max_train_questions: Annotated[int | None, typer.Option(help="Questions to train on.")] = None,
     max_val_questions: Annotated[int | None, typer.Option(help="Questions to choose on.")] = None,
@@ -50,6 +52,10 @@ def compile(
         Path | None, typer.Option(help="Contracts for step s to label and learn from: CUADv1-format JSON or a library.")
     ] = None,
     labeller: Annotated[str | None, typer.Option(help="A litellm model that labels them; default: the LM.")] = None,
+    feedback: Annotated[Path | None, typer.Option(help="For step a: the store that `evergreen serve` keeps.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="For step a: likelihood, compare, pairwise, points, or a litellm model.")
+    ] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     threads: Annotated[int | None, typer.Option(help="Questions in flight.")] = None,
     overwrite: Overwrite = False,
@@ -62,7 +68,7 @@ def compile(
         "corpus": _text(corpus), "test_corpus": _text(test), "out": out, "lm": lm, "recipe": recipe, "seed": seed,
         "max_contracts": max_contracts, "max_train_questions": max_train_questions,
         "max_val_questions": max_val_questions, "quantize": quantize, "threads": threads,
-        "unlabelled": _text(unlabelled), "labeller": labeller,
+        "unlabelled": _text(unlabelled), "labeller": labeller, "feedback": _text(feedback), "judge": judge,
     }  # fmt: skip
     resolved = load_config(config, given)
     _require_files(resolved.corpus, resolved.test_corpus)

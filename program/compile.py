@@ -27,6 +27,7 @@ from program.contract_review import ContractReview
 from program.evaluate import score_program
 from program.examples import sample_examples, to_examples
 from program.label_settings import LabelSettings
+from program.pairs.sources import recipe_preferences
 from program.provenance import data_record, version_record
 from program.recipes import PROMPT_CANDIDATES, Questions, Stage, check_recipe, chosen, run_recipe
 from program.report import write_report
@@ -75,6 +76,7 @@ def compile(
         scratch_folder as scratch,
         nullcontext(build_lm(config, Path(scratch))) as lm,  # first: a model that cannot be loaded leaves no run behind
         RunFolder.start(config.out, overwrite=overwrite) as run,
+        recipe_preferences(config, split, run.folder, build_adapter()) as preferences,
     ):
         run.write_json("config.json", asdict(config))
         run.write_json("versions.json", version_record(command))
@@ -98,7 +100,7 @@ def compile(
                 say(estimate(program, config, questions, test, indexing_s))
                 rows = score_program(program, test, "base", threads=config.threads, progress=progress)
                 run.append_scores("base", rows)
-                teacher = LabelTeacher(index, questions.train, config.k_passages)
+                teacher = LabelTeacher(index, questions.train + questions.val, config.k_passages)
                 teacher.set_lm(lm)
                 labels = None
                 if store is not None:
@@ -109,7 +111,8 @@ def compile(
                 say(f"compiling {config.recipe!r} on {n_train} questions, choosing on {n_val}")
                 stages = run_recipe(
                     program, config, build_adapter(),
-                    questions=questions, teacher=teacher, retrieval=retrieval, labels=labels, progress=progress,
+                    questions=questions, teacher=teacher, retrieval=retrieval, labels=labels,
+                    preferences=preferences, progress=progress,
                 )  # fmt: skip
                 for told in labels.reports if labels else ():
                     proposed, kept = sum(told.proposed.values()), sum(told.kept.values())
@@ -186,7 +189,9 @@ def estimate(
     steps = config.recipe.split(" -> ")
     scoring = (len(steps) + 1) * (len(questions.val) + len(test))
     prompts = steps.count("p") * (PROMPT_CANDIDATES + 2) * len(questions.val)
-    rows = steps.count("s") * len(questions.train)
+    # Distillation says each answer anew; a judge is measured on 400 pairs, and asked of several samples a question.
+    rows = (steps.count("s") + 3 * steps.count("d")) * len(questions.train)
+    scoring += steps.count("a") * (800 if config.judge else 0)
     if questions.unlabelled:
         # Each round labels, scores on the validation questions, after each epoch too, and trains on at most max_rows
         # labels, as many near misses, and people's.

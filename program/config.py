@@ -33,7 +33,9 @@ class CompileConfig:
     questions are in flight; `quantize` is auto (nf4 for a large model on CUDA), nf4 or none; `max_tokens` bounds one
     completion. With `unlabelled`, a CUADv1-format file or a library of `evergreen index`, a step s labels those
     contracts too and learns from what it trusts, in up to `label_rounds` rounds; `labeller` is a litellm model that
-    labels in the place of the model itself. Raises ConfigError.
+    labels in the place of the model itself. A step a learns from `feedback`, the store that `evergreen serve` keeps,
+    and from pairs of a `judge` (likelihood, compare, pairwise, points, or a litellm model) whose report speaks for it,
+    by `preference_method` (dpo, orpo, kto or cpo), in `preference_rounds` rounds. Raises ConfigError.
     """
 
     corpus: str
@@ -56,6 +58,10 @@ class CompileConfig:
     unlabelled: str | None = None
     labeller: str | None = None
     label_rounds: int = 2
+    feedback: str | None = None
+    judge: str | None = None
+    preference_method: str = "dpo"
+    preference_rounds: int = 1
     out: str = "runs/compile"
 
     def __post_init__(self) -> None:
@@ -120,6 +126,7 @@ def _check(config: CompileConfig) -> None:
         "batch_size",
         "rank",
         "label_rounds",
+        "preference_rounds",
         "max_contracts",
         "max_train_questions",
         "max_val_questions",
@@ -133,6 +140,8 @@ def _check(config: CompileConfig) -> None:
             raise ConfigError(f"{name} is {value}; it must be a finite number above 0")
     if config.quantize not in ("auto", "nf4", "none"):
         raise ConfigError(f"quantize is {config.quantize!r}; it must be auto, nf4 or none")
+    if config.preference_method not in ("dpo", "orpo", "kto", "cpo"):
+        raise ConfigError(f"preference_method is {config.preference_method!r}; it must be dpo, orpo, kto or cpo")
     if config.seed < 0:
         raise ConfigError(f"seed is {config.seed}; it must be 0 or more")
     if not _RECIPE.fullmatch(config.recipe):

@@ -4,14 +4,18 @@ import logging
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.teleprompt import BetterTogether, BootstrapFewShotWithRandomSearch
 
 from corpora.types import Contract
+from optimizers.distill import SelfDistill
 from optimizers.embedder import EmbedderSettings
 from optimizers.errors import TrainingError
 from optimizers.instruct import InstructTune, SelfLabels
+from optimizers.preference import PreferenceTune
 from optimizers.retriever import RetrieverTune, TunableRetrieval
 from optimizers.stock import on_own_lm
 from program.config import CompileConfig, ConfigError
@@ -19,10 +23,15 @@ from program.evaluate import score_program
 from program.metrics import review_metric
 from program.teacher import teaches
 
+if TYPE_CHECKING:  # the judge's report has a page, and pages show the steps of recipes
+    from program.pairs.sources import RecipePreferences
+
 STEPS = {
     "p": "prompts: demonstrations chosen by random search",
     "r": "retriever: embedder trained on the labels, ranking fitted",
     "s": "weights: LoRA on the labels, and on those that it writes for unlabelled contracts",
+    "a": "alignment: weights again, on what people and a judge prefer",
+    "d": "distillation: weights, by what the model itself would say if it had seen the label",
 }
 PROMPT_CANDIDATES = 2
 
@@ -56,6 +65,7 @@ def build_optimizers(
     retrieval: TunableRetrieval,
     *,
     labels: SelfLabels | None = None,
+    preferences: "RecipePreferences | None" = None,
     progress: bool = True,
 ) -> dict[str, dspy.teleprompt.Teleprompter]:
     """The optimizer of each letter. Raises ConfigError for a letter that is not in STEPS."""
@@ -87,7 +97,18 @@ def build_optimizers(
         seed=config.seed,
     )  # fmt: skip
     retriever = RetrieverTune(retrieval, EmbedderSettings(seed=config.seed, progress=progress))
-    return {"p": prompts, "r": retriever, "s": weights}
+    again = {
+        "score": mean_score(config.threads), "adapter": adapter, "num_threads": config.threads,
+        "train_kwargs": {
+            "rank": config.rank, "alpha": 2 * config.rank, "seed": config.seed, "batch_size": config.batch_size,
+        },
+    }  # fmt: skip
+    alignment = PreferenceTune(
+        preferences, method=config.preference_method, rounds=config.preference_rounds, seed=config.seed,
+        out=None if preferences is None else preferences.folder, **again,
+    )  # fmt: skip
+    distillation = SelfDistill(metric=teaches, **again)
+    return {"p": prompts, "r": retriever, "s": weights, "a": alignment, "d": distillation}
 
 
 def mean_score(threads: int) -> Callable[[dspy.Module, list[dspy.Example]], float]:
@@ -101,10 +122,18 @@ def mean_score(threads: int) -> Callable[[dspy.Module, list[dspy.Example]], floa
 
 
 def check_recipe(config: CompileConfig) -> None:
-    """Raises ConfigError for a letter of the recipe that is not in STEPS."""
-    unknown = [letter for letter in config.recipe.split(" -> ") if letter not in STEPS]
+    """Raises ConfigError for a letter of the recipe that is not in STEPS, or that has nothing to learn from."""
+    letters = config.recipe.split(" -> ")
+    unknown = [letter for letter in letters if letter not in STEPS]
     if unknown:
         raise ConfigError(f"recipe {config.recipe!r} has unknown steps {unknown}; known are {STEPS}")
+    if "a" in letters and config.feedback is None and config.judge is None:
+        raise ConfigError(
+            f"recipe {config.recipe!r} has a step a, which learns from preferences; give --feedback, the store that "
+            "`evergreen serve` keeps, or --judge, or both"
+        )
+    if config.feedback is not None and not Path(config.feedback).is_file():  # opening it would make it anew, empty
+        raise ConfigError(f"there is no feedback store {config.feedback}; give the file that `evergreen serve` keeps")
 
 
 def run_recipe(
@@ -116,14 +145,22 @@ def run_recipe(
     teacher: dspy.Module,
     retrieval: TunableRetrieval,
     labels: SelfLabels | None = None,
+    preferences: "RecipePreferences | None" = None,
     progress: bool = True,
 ) -> list[Stage]:
     """Compile by the recipe; the stages in order, the uncompiled program first.
 
     Raises TrainingError where a step failed: BetterTogether would log that and return the best so far.
     """
-    optimizers = build_optimizers(config, adapter, retrieval, labels=labels, progress=progress)
+    optimizers = build_optimizers(config, adapter, retrieval, labels=labels, preferences=preferences, progress=progress)
     together = BetterTogether(metric=review_metric, **optimizers)
+    given: dict[str, dict[str, Any]] = {
+        "p": {"teacher": None},
+        "r": {"trainset": questions.all_train, "valset": questions.all_val},
+        # Only where there is something to label: an "s" of somebody's own may not know the word.
+        "s": {"teacher": teacher} | ({"unlabelled": questions.unlabelled} if questions.unlabelled else {}),
+        "d": {"teacher": teacher},
+    }
     watch = _FailureLog()
     logger = logging.getLogger("dspy.teleprompt.bettertogether")
     logger.addHandler(watch)
@@ -136,12 +173,7 @@ def run_recipe(
             max_errors=len(questions.val),
             seed=config.seed,
             strategy=config.recipe,
-            optimizer_compile_args={
-                "p": {"teacher": None},
-                "r": {"trainset": questions.all_train, "valset": questions.all_val},
-                # Only where there is something to label: an "s" of somebody's own may not know the word.
-                "s": {"teacher": teacher} | ({"unlabelled": questions.unlabelled} if questions.unlabelled else {}),
-            },
+            optimizer_compile_args={letter: given[letter] for letter in given if letter in optimizers},
         )
     finally:
         logger.removeHandler(watch)

@@ -7,18 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dspy
-
 from corpora.cuad import read_cuad
 from modules.judge import Judge
 from modules.judge_length import LengthControlled, fit_length_control, length_difference
-from modules.judge_likelihood import LikelihoodJudge
-from modules.judge_pairwise import CompareJudge, PairJudge
-from modules.judge_pointwise import PointJudge
-from program.asking import remote
-from program.contract_review import ContractReview
 from program.feedback.store import FeedbackStore
 from program.judging.cases import degenerate_cases, judge_cases
+from program.judging.kinds import make_judge
 from program.judging.measure import ask_judge
 from program.judging.people import people_pairs
 from program.judging.report import judge_report, report_lines, write_judge_report
@@ -26,7 +20,6 @@ from program.judging.trust import MIN_KAPPA
 from program.judging.types import JudgedPair
 from program.label import program_on
 
-JUDGES = ("likelihood", "pairwise", "points", "compare")
 Say = Callable[[str], None]
 
 
@@ -87,16 +80,6 @@ def run_judge(
             )  # fmt: skip
     write_judge_report(out, report)
     return JudgeResult(out, report, report_lines(report))
-
-
-def make_judge(name: str, program: ContractReview) -> Judge:
-    """One of JUDGES on the LM of a program's reviewer, or PairJudge on the litellm model `name`."""
-    lm = program.reviewer.predict.lm or dspy.settings.lm
-    if name == "likelihood":
-        return LikelihoodJudge(program.reviewer)
-    made = {"pairwise": PairJudge, "points": PointJudge, "compare": CompareJudge}.get(name, PairJudge)()
-    made.set_lm(lm if name in JUDGES else remote(name))
-    return made
 
 
 def _controlled(judge: Judge, gold: list[JudgedPair], threads: int, say: Say) -> tuple[Judge, list[JudgedPair]]:
