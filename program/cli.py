@@ -145,6 +145,22 @@ def serve(
 
 
 @app.command()
+def feedback(
+    store: Annotated[Path, typer.Argument(help="The feedback store that `evergreen serve` keeps.")],
+    export: Annotated[Path | None, typer.Option(help="Write all of it to this .json or .csv file.")] = None,
+    take: Annotated[Path | None, typer.Option("--import", help="Take in a .json file that was exported.")] = None,
+    withdraw: Annotated[str | None, typer.Option(help="A name, all of whose feedback is no longer used.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Say how much feedback there is; export it, take in another's, or withdraw a person's."""
+    from program.feedback.run import manage
+
+    _require_files(str(store), _text(take), what="feedback store, or a file exported from one")
+    for line in manage(store, export=export, take=take, withdraw=withdraw):
+        typer.echo(line)
+
+
+@app.command()
 def judge(
     corpus: Annotated[Path, typer.Option(help="Labelled contracts to hold the judge against, CUADv1-format JSON.")],
     run: Annotated[
@@ -324,15 +340,13 @@ def main() -> None:
         _leave(_said(error), 2 if isinstance(error, ConfigError | CorpusError) else 1)
 
 
-def _require_files(*paths: str | None) -> None:
-    """Refuse a missing corpus at once: the libraries take seconds to load, and would load only to say so."""
+def _require_files(*paths: str | None, what: str = "CUADv1-format JSON file (`evergreen generate` writes one)") -> None:
+    """Refuse a missing file at once: the libraries take seconds to load, and would load only to say so."""
     from corpora.errors import CorpusError
 
     for path in paths:
         if path is not None and not Path(path).is_file():
-            raise CorpusError(
-                f"there is no file {path}; give a CUADv1-format JSON file (`evergreen generate` writes one)"
-            )
+            raise CorpusError(f"there is no file {path}; give a {what}")
 
 
 def _said(error: Exception) -> str:

@@ -62,6 +62,8 @@ def serving(tmp_path):
             stack.callback(session.close)
             reviews = Reviews(session, **({"categories": categories} if categories else {}))
             stack.callback(reviews.close)
+            if program is not None and program.go is not None:
+                stack.callback(program.go.set)  # first of all: what waits would keep the others from closing
             client = TestClient(create_app(session, reviews, **settings), URL, follow_redirects=False)
             return SimpleNamespace(client=client, store=store, session=session, reviews=reviews)
 
