@@ -1,0 +1,1 @@
+"""What a release must not unlearn: `skills` frozen test sets, `matrix` the numbers, `report` the page."""
