@@ -188,7 +188,9 @@ def _train(task: RewardTask, network: RewardNetwork, trained: list[nn.Parameter]
 
 def build_trainer(task: RewardTask, network: RewardNetwork, plan: list[int], steps: int, folder: Path) -> RewardTrainer:
     """TRL's trainer over the encoded pairs in the order of `plan`."""
-    shared = fitting._arguments(fitting.Task(task.weights, task.rows, _common(task), None, task.root), steps, folder)
+    shared = fitting.trainer_arguments(
+        fitting.Task(task.weights, task.rows, _common(task), None, task.root), steps, folder
+    )
     config = RewardConfig(
         **shared | {"save_strategy": "no"},
         max_length=None,  # what is too long was refused where it could be told (reward_rows.py)

@@ -129,7 +129,7 @@ class _Run:
             warnings.catch_warnings(action="ignore", category=FutureWarning),  # of transformers, about TRL
             training(task.weights, tuner=task.tuner, parent=parent) as model,
         ):
-            arguments = _arguments(task, self.steps, self.folder)
+            arguments = trainer_arguments(task, self.steps, self.folder)
             try:
                 trainer = build_trainer(
                     task.weights, model, self.dataset, self.plan, self.eval_dataset, settings, arguments
@@ -167,7 +167,7 @@ class _Run:
         }
 
 
-def _arguments(task: Task, steps: int, folder: Path) -> dict[str, Any]:
+def trainer_arguments(task: Task, steps: int, folder: Path) -> dict[str, Any]:
     """What TRL's configs share. Rows come in the order given; padding to few shapes keeps a CPU's kernels warm."""
     settings, on_cpu = task.settings, task.weights.device.type == "cpu"
     return {
