@@ -90,7 +90,14 @@ class Bench:
         """A labeller with a store of its own."""
         self.n_stores += 1
         settings = replace(
-            LabelSettings(answered=self.args.answered, max_rows=self.args.max_rows, seed=self.args.seed), **changes
+            LabelSettings(
+                answered=self.args.answered,
+                max_rows=self.args.max_rows,
+                copies=self.args.copies,
+                per_category=self.args.per_category,
+                seed=self.args.seed,
+            ),
+            **changes,
         )
         store = LabelStore.open(self.work / f"labels{self.n_stores}.db")
         return SelfInstruct(store, settings, threads=64, progress=False)
@@ -140,6 +147,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--human-epochs", type=float, default=6, help="where people's labels are all there is")
     parser.add_argument("--max-rows", type=int, default=400)
+    parser.add_argument("--copies", type=int, default=3, help="labels kept that say nearly the same")
+    parser.add_argument("--per-category", type=int, default=100, help="labels kept of one category")
     parser.add_argument("--lm", default="evergreen-base")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision-only", action="store_true", help="label once, untrained, and score the labels")
