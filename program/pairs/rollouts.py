@@ -92,11 +92,9 @@ class JudgedRollouts:
         score = {each: 0.0 if why else self.judge.grade(case, each).score for each, why in why_not.items()}
         options = [(score[each], each, run) for run, (_, each) in said]
         options += [(0.0, None, run) for run in runs if is_unreadable(run) and run.calls]
-        # A quote that stands nowhere was dropped from the review, and would be taught with the text.
-        may_win = [
-            each is not None and not why_not[each] and not run.prediction.get("n_dropped_quotes")
-            for _, each, run in options
-        ]
+        # A quote that stands nowhere was dropped from the review, and would be taught with the text. What is degenerate
+        # has nothing below it.
+        may_win = [each is not None and not run.prediction.get("n_dropped_quotes") for _, each, run in options]
         picked = pick_pair([value for value, *_ in options], may_win, self.noise)
         if picked is None:
             return None, "no difference above the judge's noise"

@@ -65,7 +65,7 @@ def made(judge, *runs, noise=None, **options):
     [
         ([0.9, 0.1], [True, True], 0.1, (0, 1)),
         ([0.9, 0.85], [True, True], 0.1, None),
-        ([0.9, 0.8], [True, True], 0.1, None),  # no more than the noise is not above it
+        ([0.75, 0.5], [True, True], 0.25, None),  # no more than the noise is not above it
         ([0.9, 0.1], [False, True], 0.1, None),
         ([0.5, 0.9, 0.1], [True, False, True], 0.1, (0, 2)),
         ([0.9], [True], 0.1, None),
