@@ -16,11 +16,13 @@ from optimizers.embedder import EmbedderSettings
 from optimizers.errors import TrainingError
 from optimizers.instruct import InstructTune, SelfLabels
 from optimizers.preference import PreferenceTune
+from optimizers.preference_pairs import Check
 from optimizers.retriever import RetrieverTune, TunableRetrieval
 from optimizers.stock import on_own_lm
 from program.config import CompileConfig, ConfigError
 from program.evaluate import score_program
 from program.metrics import review_metric
+from program.pairs.checks import gold_check
 from program.teacher import teaches
 
 if TYPE_CHECKING:  # the judge's report has a page, and pages show the steps of recipes
@@ -66,9 +68,10 @@ def build_optimizers(
     *,
     labels: SelfLabels | None = None,
     preferences: "RecipePreferences | None" = None,
+    check: Check | None = None,
     progress: bool = True,
 ) -> dict[str, dspy.teleprompt.Teleprompter]:
-    """The optimizer of each letter. Raises ConfigError for a letter that is not in STEPS."""
+    """The optimizer of each letter; `check` is what labels say of a preference. Raises ConfigError as check_recipe."""
     check_recipe(config)
     # In "s -> p" the search has to ask the weights that "s" has made, and stock would ask the base.
     prompts = on_own_lm(
@@ -105,7 +108,7 @@ def build_optimizers(
     }  # fmt: skip
     alignment = PreferenceTune(
         preferences, method=config.preference_method, rounds=config.preference_rounds, seed=config.seed,
-        out=None if preferences is None else preferences.folder, **again,
+        out=None if preferences is None else preferences.folder, check=check, **again,
     )  # fmt: skip
     distillation = SelfDistill(metric=teaches, **again)
     return {"p": prompts, "r": retriever, "s": weights, "a": alignment, "d": distillation}
@@ -152,7 +155,12 @@ def run_recipe(
 
     Raises TrainingError where a step failed: BetterTogether would log that and return the best so far.
     """
-    optimizers = build_optimizers(config, adapter, retrieval, labels=labels, preferences=preferences, progress=progress)
+    check = None
+    if "a" in config.recipe.split(" -> "):  # people who disagree with labels beyond chance are left out
+        check = gold_check(program, questions.all_train, adapter)
+    optimizers = build_optimizers(
+        config, adapter, retrieval, labels=labels, preferences=preferences, check=check, progress=progress
+    )
     together = BetterTogether(metric=review_metric, **optimizers)
     given: dict[str, dict[str, Any]] = {
         "p": {"teacher": None},
