@@ -6,7 +6,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import dspy
@@ -81,10 +81,10 @@ def serve(
         with_token = " (open it with ?token=... once)" if token else ""
         say(f"{len(session.contracts)} contracts, feedback in {opened.log.path}")
         say(f"http://{name}:{listening.getsockname()[1]}/{with_token}    Ctrl-C stops")
-        try:
+        # Uvicorn ends on Ctrl-C and then raises it again, but not in a process that was started to ignore it.
+        with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
-        except KeyboardInterrupt:  # uvicorn has ended by then, and raises it again
-            say("stopped; what was answered and said is kept")
+        say("stopped; what was answered and said is kept")
 
 
 def checked_token(host: str, token: str | None) -> str | None:
