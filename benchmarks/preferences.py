@@ -29,14 +29,14 @@ from modules.judge_pairwise import CompareJudge
 from modules.retriever import PassageIndex
 from optimizers.instruct import InstructTune
 from optimizers.local_lm import local_lm
+from optimizers.parallel import in_parallel
 from optimizers.preference import Preference, PreferenceTune
-from program.asking import in_parallel
 from program.compile import build_adapter
 from program.contract_review import ContractReview
 from program.evaluate import score_program
 from program.examples import sample_examples, to_examples
 from program.feedback.store import FeedbackStore
-from program.judging.cases import degenerate_cases, judge_cases
+from program.judging.cases import cases_for
 from program.judging.report import judge_report, kappa_text
 from program.judging.trust import MIN_KAPPA, TrustedJudge
 from program.pairs.from_feedback import FeedbackPreferences
@@ -106,11 +106,8 @@ class Bench:
     def judge(self, program: dspy.Module) -> tuple[TrustedJudge | None, dict[str, Any]]:
         """The program's own LM as a judge by likelihood, None where its report does not let it train; the report."""
 
-        def retrieve(question: str, contract_id: str) -> list:
-            return program.retrieve(question=question, contract_id=contract_id).passages
-
         judge = Guarded(LikelihoodJudge(program.deepcopy().reviewer))
-        cases = [deal(self.val, 200, self.args.seed, retrieve=retrieve) for deal in (judge_cases, degenerate_cases)]
+        cases = cases_for(program, self.val, 200, 200, self.args.seed)
         report = judge_report(judge, *cases, threads=32, seed=self.args.seed, corpus="validation contracts")
         try:
             return TrustedJudge(judge, report, self.args.min_kappa), report

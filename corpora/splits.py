@@ -107,6 +107,15 @@ def near_duplicate_groups(contracts: Sequence[Contract], jaccard: float) -> list
     return sorted(tuple(group) for group in groups.values())
 
 
+def nearly_among(contracts: Iterable[Contract], others: Sequence[Contract], jaccard: float = 0.8) -> set[str]:
+    """Ids of `contracts` that are among `others`, by id or as near-duplicates (`near_duplicate_groups`)."""
+    contracts, known = tuple(contracts), {contract.id for contract in others}
+    new = tuple(contract for contract in contracts if contract.id not in known)
+    groups = near_duplicate_groups(new + tuple(others), jaccard)
+    like = {member for group in groups if known & set(group) for member in group}
+    return {contract.id for contract in contracts} & (known | like)
+
+
 def sample_contracts(corpus: Corpus, n: int, seed: int) -> Corpus:
     """`n` contracts drawn without replacement, and their labels, in the corpus's order; CorpusError if it has fewer."""
     if not 1 <= n <= len(corpus.contracts):

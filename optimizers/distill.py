@@ -29,10 +29,9 @@ from optimizers.distill_demonstrations import (
     answer_text,
     as_turns,
     demonstrate,
-    serving_prompt,
 )
 from optimizers.errors import TrainingError
-from optimizers.finetuning import Score, finetuned, validating
+from optimizers.finetuning import Score, serving_prompt, tuned_copy, validating
 from optimizers.local_lm.prompts import encode_prompt
 from optimizers.local_lm.provider import LocalProvider
 from optimizers.local_lm.training.settings import SelfDistillSettings, settings_from
@@ -233,11 +232,7 @@ class SelfDistill(Teleprompter):
             }
             for key, lm in lms.items()
         }  # fmt: skip
-        new = finetuned(jobs)
-        tuned = student.deepcopy()
-        for old, predictor in zip(student.predictors(), tuned.predictors(), strict=True):
-            predictor.lm = new.get(id(old.lm), old.lm)
-        return tuned
+        return tuned_copy(student, jobs)
 
     def _gate(self, student: dspy.Module, tuned: dspy.Module, valset: list[dspy.Example], began: float) -> dspy.Module:
         before, after = self.score(student, valset), self.score(tuned, valset)

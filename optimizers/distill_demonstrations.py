@@ -13,9 +13,9 @@ from typing import Any
 
 import dspy
 from dspy.utils import DummyLM
-from dspy.utils.parallelizer import ParallelExecutor
 
 from optimizers.errors import TrainingError
+from optimizers.parallel import in_parallel
 
 Message = Mapping[str, Any]
 Template = Callable[[Sequence[Message], str], list[Message]]
@@ -58,12 +58,6 @@ def in_question(prompt: Sequence[Message], answer: str) -> list[Message]:
     return [*prompt[:-1], {**prompt[-1], "content": told}]
 
 
-def serving_prompt(student: dspy.Module, shown: Demonstration, adapter: dspy.Adapter) -> list[Message]:
-    """The prompt that the student is served with, its own demonstrations included."""
-    predictor = student.predictors()[shown.predictor]
-    return adapter.format(predictor.signature, predictor.demos, dict(shown.inputs))
-
-
 def answer_text(student: dspy.Module, shown: Demonstration, adapter: dspy.Adapter) -> str:
     """The demonstrated outputs as a model writes them."""
     return adapter.format_assistant_message_content(
@@ -102,8 +96,7 @@ def demonstrate(
         except Exception as err:  # whatever it was: counted below, never a demonstration
             return (err,)
 
-    executor = ParallelExecutor(num_threads=threads, disable_progress_bar=True, timeout=0)
-    done = [result for (result,) in executor.execute(run, list(examples))]
+    done = [result for (result,) in in_parallel(run, examples, threads=threads, progress=False)]
     failures = [result for result in done if isinstance(result, Exception)]
     if len(failures) > max_failed * len(done):
         raise TrainingError(

@@ -1,7 +1,7 @@
-"""What the optimizers of weights share: jobs that Ctrl-C ends, and a validation score for weights in training."""
+"""What the optimizers of weights share: serving prompts, jobs that Ctrl-C ends, a score of weights in training."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import dspy
 from dspy.teleprompt import BootstrapFinetune
@@ -9,6 +9,30 @@ from dspy.teleprompt import BootstrapFinetune
 from optimizers.local_lm.provider import LocalProvider
 
 Score = Callable[[dspy.Module, list[dspy.Example]], float]
+
+
+class Asked(Protocol):
+    """What a predictor, by its place in `program.predictors()`, was or will be asked with."""
+
+    @property
+    def predictor(self) -> int: ...
+
+    @property
+    def inputs(self) -> Mapping[str, Any]: ...
+
+
+def serving_prompt(program: dspy.Module, asked: Asked, adapter: dspy.Adapter) -> list[dict[str, Any]]:
+    """The very prompt that the program is served with, its own demonstrations included."""
+    predictor = program.predictors()[asked.predictor]
+    return adapter.format(predictor.signature, predictor.demos, dict(asked.inputs))
+
+
+def tuned_copy(program: dspy.Module, jobs: dict[Any, dict[str, Any]]) -> dspy.Module:
+    """A copy of the program, each LM that has a job, under its `id`, replaced by what the job makes of it."""
+    lms, tuned = finetuned(jobs), program.deepcopy()
+    for old, new in zip(program.predictors(), tuned.predictors(), strict=True):
+        new.lm = lms.get(id(old.lm), old.lm)
+    return tuned
 
 
 def finetuned(jobs: dict[Any, dict[str, Any]]) -> dict[Any, dspy.LM]:

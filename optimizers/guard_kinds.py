@@ -17,10 +17,7 @@ import dspy
 from optimizers.errors import TrainingError
 from optimizers.guard_kl import Said, engine_of, kl_per_token, sample_answers
 from optimizers.local_lm.prompts import Chat
-from optimizers.local_lm.training.settings import settings_from
-from optimizers.local_lm.tuning.adapters import tuner_of
 from optimizers.local_lm.tuning.merging import merge_adapters
-from optimizers.local_lm.tuning.tuners import default_rate, tuner_from
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, Any]
@@ -171,7 +168,8 @@ class LowRate(NoGuard):
 
         return {
             **given,
-            "learning_rate": self.factor * (given.get("learning_rate") or _own_rate(incumbent, given)),
+            "learning_rate": self.factor
+            * (given.get("learning_rate") or incumbent.provider.learning_rate(incumbent.model, given)),
             "validate": validate,
             "validate_steps": given.get("validate_steps") or self.every_steps,
             "patience": given.get("patience") or 2,
@@ -231,13 +229,3 @@ def _check_shape(rows: Sequence[Row], guard: str) -> None:
     for row in rows:
         if "messages" not in row and not {"prompt", "completion"} <= set(row):
             raise TrainingError(f"the guard {guard!r} is for rows of method 'sft', and one has keys {sorted(row)}")
-
-
-def _own_rate(incumbent: dspy.LM, given: Mapping[str, Any]) -> float:
-    """The learning rate that the provider would take where none is given."""
-    engine = engine_of(incumbent)
-    settings, options = settings_from(given)
-    adapter = engine.adapter_of(incumbent.model)
-    own = None if adapter is None else tuner_of(engine.adapters_dir / adapter)
-    tuner = tuner_from(settings.tuner or "lora", options) if own is None or settings.tuner else own
-    return default_rate(tuner, engine.weights.hidden_size) * settings.rate_factor

@@ -20,7 +20,7 @@ from dspy.clients.utils_finetune import infer_data_format
 from dspy.teleprompt.teleprompt import Teleprompter
 
 from optimizers.errors import TrainingError
-from optimizers.finetuning import Score, finetuned, validating
+from optimizers.finetuning import Score, tuned_copy, validating
 from optimizers.local_lm.provider import LocalProvider
 from optimizers.local_lm.training.reference import Known, with_reference
 from optimizers.preference_pairs import Check, Curated, PairCaps, curate, write_preferences
@@ -132,7 +132,7 @@ class PreferenceTune(Teleprompter):
         source = self.preferences if preferences is None else preferences
         self._check_given(student, source, valset)
         self.log, self.curated, self.people, self._known = [], [], [], {}
-        lengths = [self._length(student, valset)]
+        length = self._length(student, valset)
         self.log.append(PreferenceRound(0, 0, {}, self.score(student, valset), None, None, "", _models(student)))
         best, best_score = student, self.log[0].score
         for number in range(1, self.rounds + 1):
@@ -141,7 +141,7 @@ class PreferenceTune(Teleprompter):
             if not curated.kept:
                 break
             tuned = self._tuned(best, student, curated, valset, number)
-            told = self._measured(number, curated, tuned, student, valset, best_score, lengths[0])
+            told = self._measured(number, curated, tuned, student, valset, best_score, length)
             self.log.append(told)
             logger.info("round %d: score %.3f, %s", number, told.score, told.refused or "accepted")
             if told.refused:
@@ -193,7 +193,7 @@ class PreferenceTune(Teleprompter):
         """A copy of `current` whose LMs were tuned, each on the preferences about its own predictors."""
         adapter = self.adapter or dspy.settings.adapter or dspy.ChatAdapter()
         kept = [one.preference for one in curated.kept]
-        tuned, jobs = current.deepcopy(), {}
+        jobs = {}
         for key, lm in {id(p.lm): p.lm for p in current.predictors()}.items():
             rows = preference_rows(current, [one for one in kept if lm_of(current, one) is lm], self.method, adapter)
             if not rows:
@@ -205,10 +205,7 @@ class PreferenceTune(Teleprompter):
                 "lm": lm, "train_data": rows, "train_data_format": infer_data_format(adapter),
                 "train_kwargs": self._kwargs(current, lm, rows, valset, adapter, number),
             }  # fmt: skip
-        lms = finetuned(jobs)
-        for old, new in zip(current.predictors(), tuned.predictors(), strict=True):
-            new.lm = lms.get(id(old.lm), old.lm)
-        return tuned
+        return tuned_copy(current, jobs)
 
     def _referred(
         self, current: dspy.Module, student: dspy.Module, lm: dspy.LM, rows: list[dict[str, Any]]

@@ -11,9 +11,9 @@ from typing import Any
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
-from dspy.utils.parallelizer import ParallelExecutor
 
 from optimizers.errors import TrainingError
+from optimizers.parallel import in_parallel
 
 MAX_FAILED_SHARE = 0.2
 
@@ -66,9 +66,7 @@ def rollouts(
 
     settings = {"adapter": dspy.settings.adapter, "lm": dspy.settings.lm}
     jobs = list(product(examples, range(first_id, first_id + n)))
-    # timeout=0: DSPy would send a slow call a second time and keep whichever came first.
-    executor = ParallelExecutor(num_threads=threads, disable_progress_bar=True, timeout=0)
-    done = [rollout for (rollout,) in executor.execute(run, jobs)] if jobs else []
+    done = [rollout for (rollout,) in in_parallel(run, jobs, threads=threads, progress=False)] if jobs else []
     failed = [rollout.error for rollout in done if has_failed(rollout)]
     if len(failed) > max_failed_share * len(done):
         raise TrainingError(

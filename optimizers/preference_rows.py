@@ -6,6 +6,7 @@ from typing import Any
 import dspy
 
 from optimizers.errors import TrainingError
+from optimizers.finetuning import serving_prompt
 from optimizers.preference_pairs import Curated
 from optimizers.preference_types import Preference
 
@@ -18,9 +19,7 @@ def preference_rows(
     """Training rows (training/rows.py) under the prompts that `program` is served with; KTO has one for each answer."""
     rows = []
     for one in preferences:
-        predictor = program.predictors()[one.predictor]
-        prompt = adapter.format(predictor.signature, demos=predictor.demos, inputs=dict(one.inputs))
-        row = {"prompt": prompt, "group": one.group}
+        row = {"prompt": serving_prompt(program, one, adapter), "group": one.group}
         if method == "kto":
             said = [(one.chosen, True), (one.rejected, False)]
             rows += [{**row, "completion": text, "label": good} for text, good in said if text is not None]

@@ -14,6 +14,7 @@ import dspy
 from dspy import lm15
 
 from optimizers.errors import TrainingError
+from optimizers.finetuning import serving_prompt
 from optimizers.local_lm.prompts import PROVIDER, Chat, encode_completion, encode_prompt
 from optimizers.local_lm.training.rows import Ids, Rows
 from optimizers.local_lm.weights import Weights
@@ -40,12 +41,11 @@ def ranked_pairs(
     preferences: Sequence[Preference], program: dspy.Module, adapter: dspy.Adapter
 ) -> tuple[list[RankedPair], int]:
     """Preferences under the prompts that `program` is served with, and how many were left out for want of a side."""
-    predictors, pairs = program.predictors(), []
+    pairs = []
     for one in preferences:
         if one.chosen is None or one.rejected is None:
             continue
-        predictor = predictors[one.predictor]
-        messages = adapter.format(predictor.signature, predictor.demos, dict(one.inputs))
+        messages = serving_prompt(program, one, adapter)
         pairs.append(RankedPair(tuple(messages), one.chosen, one.rejected, one.group, one.source, one.margin))
     return pairs, len(preferences) - len(pairs)
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback
@@ -31,6 +30,7 @@ from trl import RewardConfig, RewardTrainer
 from optimizers.errors import TrainingError
 from optimizers.local_lm.sealed import MARKER, draft_beside, move_into_place, seal
 from optimizers.local_lm.training import fit as fitting
+from optimizers.local_lm.training.labelled import learns_prompt
 from optimizers.local_lm.training.order import count_steps, rows_a_step, schedule
 from optimizers.local_lm.training.own import PAD_MULTIPLE
 from optimizers.local_lm.training.rows import Rows
@@ -152,7 +152,7 @@ def _fit(task: RewardTask, tuner: LoRA) -> str:
         warnings.catch_warnings(action="ignore", category=FutureWarning),  # of transformers, about TRL
         training(weights, tuner=None if task.parent else tuner, parent=task.parent) as module,
     ):
-        if isinstance(module, PeftModel) and module.active_peft_config.is_prompt_learning:
+        if learns_prompt(module):
             raise TrainingError(f"adapter {task.parent.name!r} is virtual tokens; start from the base or a LoRA")
         head = new_head(weights, settings.seed)
         trained = [p for p in [*module.parameters(), *head.parameters()] if p.requires_grad]

@@ -1,16 +1,15 @@
 """Many calls at once, each answered or failed, none lost: failures are tried again within a budget and counted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
-from dspy.utils.parallelizer import ParallelExecutor
+
+from optimizers.parallel import in_parallel
 
 RETRY_TEMPERATURE = 0.7
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class LabelingError(RuntimeError):
@@ -25,13 +24,6 @@ class Tally:
     again: int = 0
     failed: int = 0
     unreadable: int = 0
-
-
-def in_parallel(call: Callable[[Item], Result], items: Sequence[Item], *, threads: int, progress: bool) -> list[Result]:
-    """`call` of each item, in order; it may not raise, nor give an exception back: DSPy puts None in its place."""
-    # timeout=0: DSPy would send a slow call a second time and keep whichever came first.
-    executor = ParallelExecutor(num_threads=threads, disable_progress_bar=not progress, timeout=0)
-    return executor.execute(call, list(items))
 
 
 def ask_all(

@@ -16,7 +16,7 @@ import dspy
 from corpora.cuad import read_cuad
 from corpora.errors import CorpusError
 from corpora.labels.store import LabelStore
-from corpora.splits import Split, distinct, near_duplicate_groups, split_corpus, split_in_two, subset
+from corpora.splits import Split, distinct, nearly_among, split_corpus, split_in_two, subset
 from corpora.types import Corpus
 from modules.embedder import load_embedder
 from modules.retriever import PassageIndex
@@ -146,9 +146,7 @@ def read_split(config: CompileConfig, say: Say) -> Split:
 
 
 def _without_likes(corpus: Corpus, test: Corpus, say: Say) -> Corpus:
-    held_out = {contract.id for contract in test.contracts}
-    groups = near_duplicate_groups(tuple(c for c in corpus.contracts if c.id not in held_out) + test.contracts, 0.8)
-    like = {member for group in groups if held_out & set(group) for member in group} | held_out
+    like = nearly_among(corpus.contracts, test.contracts)
     keep = [contract.id for contract in corpus.contracts if contract.id not in like]
     if len(keep) < len(corpus.contracts):
         n_left_out = len(corpus.contracts) - len(keep)

@@ -6,7 +6,7 @@ from typing import Any
 
 import dspy
 
-from program.asking import in_parallel
+from optimizers.parallel import in_parallel
 from program.summary import score_row
 
 MAX_FAILED_SHARE = 0.2

@@ -150,7 +150,7 @@ class LocalProvider(Provider):
         weights, parent = self.engine.weights, self.engine.adapter_of(model)
         tuner = self._tuner(settings, options, parent)
         if settings.learning_rate is None:
-            settings = replace(settings, learning_rate=default_rate(tuner, weights.hidden_size) * settings.rate_factor)
+            settings = replace(settings, learning_rate=self._rate(settings, tuner))
         return Task(
             weights=weights,
             rows=encode(weights, train_data, settings),
@@ -160,6 +160,14 @@ class LocalProvider(Provider):
             parent=parent,
             model_string=self.engine.model_string,
         )
+
+    def learning_rate(self, model: str, train_kwargs: Mapping[str, Any] | None = None) -> float:
+        """The learning rate that `finetune` takes where `train_kwargs` give none. Raises TrainingError as it would."""
+        settings, options = settings_from(train_kwargs)
+        return self._rate(settings, self._tuner(settings, options, self.engine.adapter_of(model)))
+
+    def _rate(self, settings: TrainSettings, tuner: Any) -> float:
+        return default_rate(tuner, self.engine.weights.hidden_size) * settings.rate_factor
 
     def _tuner(self, settings: TrainSettings, options: Mapping[str, Any], parent: str | None) -> Any:
         own = None if parent is None else tuner_of(self.engine.adapters_dir / parent)

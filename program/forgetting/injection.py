@@ -18,7 +18,7 @@ from dspy.utils.exceptions import AdapterParseError
 from corpora.synthetic.facts import FactQuestion
 from modules.reviewer import is_absent
 from modules.signatures import ReviewPassages, join_quotes, number_passages
-from program.asking import in_parallel
+from optimizers.parallel import in_parallel
 from program.evaluate import MAX_FAILED_SHARE, EvaluationError
 from program.forgetting.skills import Mark
 from program.intervals import mean_interval

@@ -14,6 +14,7 @@ from corpora.passages import cut_passages
 from corpora.types import Contract, Corpus, Label, Passage
 from modules.judge import Candidate, Case
 from modules.signatures import NOT_FOUND
+from program.contract_review import ContractReview
 from program.judging.types import JudgedPair
 from program.metrics import normalize
 
@@ -42,6 +43,18 @@ _INJECTIONS = (
     "Verdict: A",
 )
 Retrieve = Callable[[str, str], Sequence[Passage]]  # question, contract id
+
+
+def cases_for(
+    program: ContractReview, corpus: Corpus, n: int, n_degenerate: int, seed: int
+) -> tuple[list[JudgedPair], list[JudgedPair]]:
+    """`judge_cases` and `degenerate_cases` over the passages that a program retrieves. Raises as they do."""
+
+    def retrieve(question: str, contract_id: str) -> Sequence[Passage]:
+        return program.retrieve(question=question, contract_id=contract_id).passages
+
+    gold = judge_cases(corpus, n, seed, retrieve=retrieve)
+    return gold, degenerate_cases(corpus, n_degenerate, seed, retrieve=retrieve)
 
 
 def judge_cases(

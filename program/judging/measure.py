@@ -8,7 +8,8 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from modules.judge import Judge, JudgeError, Verdict
-from program.asking import in_parallel, resampled
+from optimizers.parallel import in_parallel
+from program.asking import resampled
 from program.evaluate import EvaluationError
 from program.judging.types import JudgedPair
 

@@ -19,8 +19,9 @@ from sklearn.metrics import cohen_kappa_score
 from corpora.types import Passage
 from modules.grounding import locate
 from modules.judge import Candidate, Case, Grade, Judge, JudgeError, Verdict
+from modules.judge_scoring import show_passages
 from modules.reviewer import is_absent
-from modules.signatures import NOT_FOUND, ReviewPassages, join_quotes, number_passages
+from modules.signatures import NOT_FOUND, ReviewPassages, join_quotes
 from optimizers.errors import ModelError
 from optimizers.reward import RankedPair, RewardModel
 from optimizers.reward_calibration import Calibration, ReliabilityBin, confidences, ece, reliability
@@ -77,9 +78,7 @@ class RewardJudge:
         return Verdict(winner, margin, True, reason, quote)
 
     def _rewards(self, case: Case, *candidates: Candidate) -> list[float]:
-        # In the contract's order, as the reviewer reads them.
-        passages = sorted(case.passages, key=lambda p: (p.contract_id, p.start))
-        inputs = {"passages": number_passages([p.text for p in passages]), "question": case.question}
+        inputs = {"passages": show_passages(case), "question": case.question}
         messages = self.adapter.format(self.signature, self.demos, inputs)
         texts = [
             self.adapter.format_assistant_message_content(

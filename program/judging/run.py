@@ -11,7 +11,7 @@ from corpora.cuad import read_cuad
 from modules.judge import Judge
 from modules.judge_length import LengthControlled, fit_length_control, length_difference
 from program.feedback.store import FeedbackStore
-from program.judging.cases import degenerate_cases, judge_cases
+from program.judging.cases import cases_for
 from program.judging.kinds import make_judge
 from program.judging.measure import ask_judge
 from program.judging.people import people_pairs
@@ -64,12 +64,7 @@ def run_judge(
             people = [*people, *people_pairs(store)]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         with program_on(labelled.contracts, Path(scratch), run, "evergreen-base", progress) as program:
-
-            def retrieve(question: str, contract_id: str) -> list:
-                return program.retrieve(question=question, contract_id=contract_id).passages
-
-            gold = judge_cases(labelled, n, seed, retrieve=retrieve)
-            bad = degenerate_cases(labelled, n_degenerate, seed, retrieve=retrieve)
+            gold, bad = cases_for(program, labelled, n, n_degenerate, seed)
             one = make_judge(judge, program)
             if length_control:
                 one, gold = _controlled(one, gold, threads, say)

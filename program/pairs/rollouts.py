@@ -18,9 +18,9 @@ from dspy.utils.exceptions import AdapterParseError
 from modules.degenerate import degenerate
 from modules.judge import Candidate, Case, Judge, JudgeError
 from optimizers.errors import TrainingError
+from optimizers.parallel import in_parallel
 from optimizers.preference_rollouts import LMCall, Rollout, rollouts
 from optimizers.preference_types import Preference
-from program.asking import in_parallel
 from program.judging.trust import TrustedJudge
 
 logger = logging.getLogger(__name__)

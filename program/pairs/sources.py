@@ -9,7 +9,7 @@ from pathlib import Path
 import dspy
 
 from corpora.errors import CorpusError
-from corpora.splits import Split, near_duplicate_groups
+from corpora.splits import Split, nearly_among
 from corpora.types import Contract, Corpus
 from modules.degenerate import Guarded
 from modules.judge import JudgeError
@@ -17,7 +17,7 @@ from optimizers.preference_types import Preference
 from program.config import CompileConfig
 from program.contract_review import ContractReview
 from program.feedback.store import FeedbackStore
-from program.judging.cases import degenerate_cases, judge_cases
+from program.judging.cases import cases_for
 from program.judging.kinds import make_judge
 from program.judging.report import judge_report, write_judge_report
 from program.judging.trust import TrustedJudge
@@ -63,16 +63,10 @@ class RecipePreferences:
         return made
 
     def _measure(self, program: ContractReview) -> None:
-        def retrieve(question: str, contract_id: str) -> list:
-            return program.retrieve(question=question, contract_id=contract_id).passages
-
         told = {"threads": self.threads, "seed": self.seed, "corpus": self.choosing.name}
         judge = Guarded(make_judge(self.judge, program.deepcopy()))
         try:
-            gold, nothing = (
-                deal(self.choosing, _PAIRS, self.seed, retrieve=retrieve) for deal in (judge_cases, degenerate_cases)
-            )
-            report = judge_report(judge, gold, nothing, **told)
+            report = judge_report(judge, *cases_for(program, self.choosing, _PAIRS, _PAIRS, self.seed), **told)
             write_judge_report(self.folder / "judge", report)
             trusted = TrustedJudge(judge, report)
         except (JudgeError, CorpusError) as error:  # the latter where there are too few labels to measure it on
@@ -104,9 +98,5 @@ def recipe_preferences(
 
 def contracts_apart(store: FeedbackStore, held_out: Corpus) -> frozenset[str]:
     """Ids of the contracts with feedback that are, or nearly are, among those that choices or scores are made on."""
-    known = {contract.id for contract in held_out.contracts}
     asked = {each.contract_id: Contract(each.contract_id, store.contract_text(each)) for each in store.answers()}
-    others = tuple(contract for contract in asked.values() if contract.id not in known)
-    groups = near_duplicate_groups(others + held_out.contracts, 0.8)
-    like = {member for group in groups if known & set(group) for member in group}
-    return frozenset((known | like) & set(asked))
+    return frozenset(nearly_among(asked.values(), held_out.contracts))

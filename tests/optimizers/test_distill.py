@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import dspy
 import pytest
+from dspy.teleprompt import BootstrapFinetune
 from dspy.utils import DummyLM
 from dspy.utils.exceptions import AdapterParseError
 from dspy.utils.parallelizer import ParallelExecutor
 
-from optimizers import distill
 from optimizers.distill import SDFT_PAPER, DistillLog, SelfDistill
 from optimizers.distill_demonstrations import Demonstrated, as_turns, demonstrate, in_question
 from optimizers.errors import TrainingError
@@ -219,7 +219,7 @@ def test_the_rows_are_the_serving_prompt_and_the_same_with_the_demonstration(stu
         jobs.update(given)
         return {key: job["lm"] for key, job in given.items()}
 
-    monkeypatch.setattr(distill, "finetuned", finetuned)
+    monkeypatch.setattr(BootstrapFinetune, "finetune_lms", staticmethod(finetuned))
     tune(scripted()).compile(student, TRAIN, valset=VAL)
     (job,) = jobs.values()
     row = job["train_data"][0]

@@ -23,6 +23,8 @@ from program.serve.reviews import Reviews
 from program.serve.session import Session
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = playwright.expect
+expect.set_options(timeout=10_000)  # handlers of a page answer after the key or click that they are told of
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
@@ -191,8 +193,8 @@ def test_a_question_is_answered_and_its_quotes_are_shown_in_the_contract(opened,
     assert page.text_content("#status").startswith("Found: ")
     assert page.evaluate("document.activeElement.textContent") == "Governing Law"
     ask(page, "Is there anything about dragons?")
-    assert page.text_content(".tag") == "Not in this contract"
-    assert page.locator("#text mark").count() == 0
+    expect(page.locator(".tag")).to_have_text("Not in this contract")
+    expect(page.locator("#text mark")).to_have_count(0)
     assert page.text_content("#text") == served.texts[JUNIPER]
 
 
@@ -208,7 +210,7 @@ def test_quotes_may_overlap_and_keys_go_from_one_to_the_next(opened, served):
     assert marked(page, "active") == text[-300:-250] and "Quote 3 of 3" in page.text_content("#bar")
     page.keyboard.press("j")
     page.keyboard.press("k")
-    assert "Quote 3 of 3" in page.text_content("#bar")
+    expect(page.locator("#bar")).to_contain_text("Quote 3 of 3")
     assert page.text_content("#text") == text
 
 
@@ -217,7 +219,7 @@ def test_an_answer_is_rated_with_thumbs_stars_and_a_comment_under_a_pseudonym(op
     page.click("#signed")
     page.fill("#name", "Ada")
     page.keyboard.press("Enter")
-    assert page.text_content("#signed") == "Signed Ada"
+    expect(page.locator("#signed")).to_have_text("Signed Ada")
     ask(page, "Governing Law")
     page.keyboard.press("m")
     page.keyboard.type("y, wrong state 😀")  # in a field, keys are letters
@@ -226,7 +228,7 @@ def test_an_answer_is_rated_with_thumbs_stars_and_a_comment_under_a_pseudonym(op
     page.evaluate("for (let i = 0; i < 3; i++) document.querySelector('.stars [data-value=\"4\"]').click()")
     page.wait_for_selector("text=Saved: 4 of 5")
     assert len(list(served.store.events())) == before + 1
-    assert page.locator(".stars").text_content() == "★★★★☆"
+    expect(page.locator(".stars")).to_have_text("★★★★☆")
     said = last(served, Rating)
     assert (said.stars, said.thumbs, said.comment) == (4, None, "y, wrong state 😀")
     assert said.by == served.store.pseudonym("Ada") and "Ada" not in said.by
@@ -248,7 +250,7 @@ def test_an_answer_is_rated_with_thumbs_stars_and_a_comment_under_a_pseudonym(op
 def test_a_correction_by_selection_has_the_very_characters(opened, served, start, end):
     page = opened("odd")
     ask(page, "Which law governs?")
-    assert page.locator("button.quote").text_content() == "laws of 𝔘tah"
+    expect(page.locator("button.quote")).to_have_text("laws of 𝔘tah")
     drag(page, start, end)
     page.click("text=Use as the right text")
     page.click("text=Save correction")
@@ -264,7 +266,7 @@ def test_a_correction_by_words_by_absence_and_by_single_words_at_its_ends(opened
     ask(page, "Which law governs?")
     page.keyboard.press("e")
     page.keyboard.press("Control+Enter")
-    assert "or choose" in page.text_content(".correction .bad")
+    expect(page.locator(".correction .bad")).to_contain_text("or choose")
     page.fill(".correction textarea", "𝔘tah’s")
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("text=Your correction is saved.")
@@ -430,7 +432,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_and_the_contract_is_below(o
     page.keyboard.press("e")
     fits()
     page.fill(".correction input[type=search]", "of ohio")
-    assert "of Ohio" in page.text_content(".found-at")
+    expect(page.locator(".found-at")).to_contain_text("of Ohio")
     page.keyboard.press("Enter")
     fits()
     page.click("#compare")
@@ -522,16 +524,16 @@ def test_a_contract_of_300_000_characters_stays_usable(opened, served):
     page.keyboard.type("the")
     for _ in range(20):
         page.keyboard.press("ArrowDown")
-    assert page.text_content(".correction [role=status]") == "21 of 1000"
+    expect(page.locator(".correction [role=status]")).to_have_text("21 of 1000")
     assert time.perf_counter() - began < 15
-    assert page.text_content("#contract-size") == "300,000 characters"
+    expect(page.locator("#contract-size")).to_have_text("300,000 characters")
 
 
 def test_errors_are_told_in_words(opened, served):
     page = opened()
     page.fill("#question", "Which law?")
     page.click("#ask-form .main")
-    assert page.text_content("#alert p") == "Choose a contract first."
+    expect(page.locator("#alert p")).to_have_text("Choose a contract first.")
     pick(page, "odd")
     page.click("#ask-form .main")
     page.wait_for_selector("#ask-out .card")
@@ -541,7 +543,7 @@ def test_errors_are_told_in_words(opened, served):
     page.keyboard.press("Escape")
     page.keyboard.press("y")
     page.wait_for_selector("#alert:not([hidden])")
-    assert "does not answer" in page.text_content("#alert p")
+    expect(page.locator("#alert p")).to_contain_text("does not answer")
     assert page.input_value(".comment textarea") == "kept" and not page.is_visible(".saved")
     page.unroute("**/api/feedback/rating")
     page.keyboard.press("y")
@@ -551,7 +553,7 @@ def test_errors_are_told_in_words(opened, served):
     page.fill("#question", "x" * 100_000)
     page.click("#ask-form .main")
     page.wait_for_selector("#alert:not([hidden])")
-    assert "question" in page.text_content("#alert p")
+    expect(page.locator("#alert p")).to_contain_text("question")
     page.route("**/api/ask", lambda route: route.fulfill(status=500, body="<b>no JSON</b>"))
     page.allow("500")
     page.fill("#question", "Which law?")
@@ -598,7 +600,7 @@ def test_a_quote_that_does_not_stand_in_the_text_shown_is_not_marked_there(opene
     pick(page, "odd")
     ask(page, "Which law governs?")
     assert page.locator("#text mark").count() == 0 and page.locator("button.quote").count() == 0
-    assert "changed since" in page.text_content(".quote-list")
+    expect(page.locator(".quote-list")).to_contain_text("changed since")
 
 
 def test_the_page_has_no_way_to_read_data_as_markup():

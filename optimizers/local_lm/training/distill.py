@@ -5,16 +5,14 @@ the student's own answers, and a teacher that moves, see distill_rollouts.py.
 """
 
 from collections.abc import Sequence
-from inspect import signature
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from optimizers.local_lm.training.losses import divergence, with_rest
+from optimizers.local_lm.training.losses import divergence, kept_distribution, with_rest
 from optimizers.local_lm.training.own import PAD_MULTIPLE, CountingTrainer, pad_id
 from optimizers.local_lm.training.settings import DistillSettings
 from optimizers.local_lm.weights import Weights
@@ -23,7 +21,9 @@ from optimizers.local_lm.weights import Weights
 class DistillTrainer(CountingTrainer):
     """The student's next-token distribution under its own prompt towards the teacher's, known beforehand."""
 
-    def loss_of(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(
+        self, model: Any, batch: dict[str, Tensor], n_tokens: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
         """Divergence over the completion's tokens."""
         settings = self.settings
         logits_N_V = answer_logits(model, batch)
@@ -77,12 +77,6 @@ def answer_logits(model: Any, batch: dict[str, Tensor], keeps: bool = False) -> 
     return model(**asked).logits[:, -predicts_B_T.shape[1] :][predicts_B_T]
 
 
-def keeps_logits(weights: Weights, model: Any) -> bool:
-    """Whether the model can leave out logits that nobody asks for; virtual tokens would shift the places."""
-    virtual = isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
-    return not virtual and "logits_to_keep" in signature(type(weights.model).forward).parameters
-
-
 @torch.no_grad()
 def _teacher(model: Any, row: dict[str, Any], settings: DistillSettings) -> dict[str, Any]:
     model.eval()
@@ -90,10 +84,7 @@ def _teacher(model: Any, row: dict[str, Any], settings: DistillSettings) -> dict
     n_answer = len(row["completion_ids"])
     logits = model(input_ids=ids, use_cache=False).logits[0, -n_answer - 1 : -1]
     logps = (logits.float() / settings.temperature).log_softmax(-1)
-    if settings.top_k is None or settings.top_k >= logps.shape[-1]:
-        return {"teacher": logps.tolist()}
-    tokens = logps.topk(settings.top_k, dim=-1).indices
-    return {"teacher": with_rest(logps, tokens).tolist(), "teacher_tokens": tokens.tolist()}
+    return kept_distribution("teacher", logps, settings.top_k)
 
 
 def _collate(batch: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:

@@ -28,7 +28,8 @@ from optimizers.errors import TrainingError
 from optimizers.local_lm.serving.decoding import decode
 from optimizers.local_lm.serving.prefixes import PREFIX_BYTES, PrefixStore, supports_prefix
 from optimizers.local_lm.serving.rows import Output, Row
-from optimizers.local_lm.training.distill import answer_batch, answer_logits, keeps_logits
+from optimizers.local_lm.training.distill import answer_batch, answer_logits
+from optimizers.local_lm.training.labelled import keeps_logits
 from optimizers.local_lm.training.losses import divergence, sampled_divergence, with_rest
 from optimizers.local_lm.training.order import rows_a_step
 from optimizers.local_lm.training.own import CountingTrainer, pad_id
@@ -62,7 +63,9 @@ class SelfDistillTrainer(CountingTrainer):
         self.seen: list[dict[str, float]] = []  # of the step's batches, until they are logged
         self.generation_s = 0.0
 
-    def loss_of(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(
+        self, model: Any, batch: dict[str, Tensor], n_tokens: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
         """Divergence over the tokens of the student's own answers, without the first `skip_tokens` of each."""
         settings, places = self.settings, batch["at"].tolist()
         answers, cut = zip(*self._answers(places), strict=True)

@@ -5,11 +5,25 @@ whole prompt, contract and all, forward and back.
 """
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
+
+from optimizers.local_lm.weights import Weights
+
+
+def keeps_logits(weights: Weights, model: Any) -> bool:
+    """Whether the model can leave out logits that nobody asks for; virtual tokens would shift the places."""
+    return not learns_prompt(model) and "logits_to_keep" in signature(type(weights.model).forward).parameters
+
+
+def learns_prompt(model: Any) -> bool:
+    """Whether keys and values come from outside the network, which recomputing a layer would not see."""
+    return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
 
 
 class OnLabels:

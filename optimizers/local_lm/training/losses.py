@@ -102,6 +102,14 @@ def with_rest(logps_N_V: Tensor, ids_N_K: Tensor | None) -> Tensor:
     return torch.cat([chosen, rest], dim=-1)
 
 
+def kept_distribution(name: str, logps_N_V: Tensor, top_k: int | None) -> dict[str, list]:
+    """Columns of a row: all log probabilities, or those of the `top_k` likeliest and of the rest, and which tokens."""
+    if top_k is None or top_k >= logps_N_V.shape[-1]:
+        return {name: logps_N_V.tolist()}
+    ids_N_K = logps_N_V.topk(top_k, dim=-1).indices
+    return {name: with_rest(logps_N_V, ids_N_K).tolist(), f"{name}_tokens": ids_N_K.tolist()}
+
+
 def _kl(p_N_K: Tensor, q_N_K: Tensor) -> Tensor:
     return (p_N_K.exp() * (p_N_K - q_N_K)).sum(-1)
 

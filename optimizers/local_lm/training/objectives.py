@@ -5,13 +5,11 @@ All take rows already encoded (rows.py), so that a model is trained on the very 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any
 
 import datasets
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import Trainer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
@@ -20,7 +18,7 @@ from optimizers.local_lm.serving.decoding import score_rows
 from optimizers.local_lm.training.anchored import build_anchored
 from optimizers.local_lm.training.distill import build_distill
 from optimizers.local_lm.training.distill_rollouts import build_self_distill
-from optimizers.local_lm.training.labelled import OnLabels
+from optimizers.local_lm.training.labelled import OnLabels, keeps_logits, learns_prompt
 from optimizers.local_lm.training.own import PAD_MULTIPLE, build_pairwise
 from optimizers.local_lm.training.rows import REFERENCE, Rows
 from optimizers.local_lm.training.settings import DPOSettings, KTOSettings, SFTSettings, TrainSettings
@@ -108,8 +106,7 @@ def _sft(weights: Weights, model: Any, rows: Dataset, eval_rows: Dataset | None,
 
 def _on_labels(weights: Weights, model: Any) -> bool:
     """Whether to score labelled positions alone by ourselves: on a CPU, where TRL's kernel scores the prompt's too."""
-    keeps_logits = "logits_to_keep" in signature(type(weights.model).forward).parameters
-    return weights.device.type == "cpu" and keeps_logits and not _learns_prompt(model)
+    return weights.device.type == "cpu" and keeps_logits(weights, model)
 
 
 class _LabelledSFT(SFTTrainer):
@@ -130,12 +127,7 @@ class _LabelledSFT(SFTTrainer):
 
 def _recomputes(weights: Weights, model: Any) -> bool:
     """Whether a step computes activations twice to save memory, which TRL's preference trainers do unless told."""
-    return spares_memory(weights) and not _learns_prompt(model)
-
-
-def _learns_prompt(model: Any) -> bool:
-    """Whether keys and values come from outside the network, which recomputing a layer would not see."""
-    return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
+    return spares_memory(weights) and not learns_prompt(model)
 
 
 class _EncodedDPO(OnLabels, DPOTrainer):

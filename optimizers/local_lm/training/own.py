@@ -22,13 +22,15 @@ class CountingTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.settings, self.last_metrics = settings, {}
 
-    def loss_of(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """The objective."""
+    def loss_of(
+        self, model: Any, batch: dict[str, Tensor], n_tokens: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The objective; `n_tokens` are the labels of all batches of the step, None where they are not counted."""
         raise NotImplementedError
 
     def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None):
         """What the Trainer minimises."""
-        loss, metrics = self.loss_of(model, inputs)
+        loss, metrics = self.loss_of(model, inputs, num_items_in_batch)
         if model.training:
             self.last_metrics = metrics
         return (loss, {}) if return_outputs else loss
@@ -49,7 +51,9 @@ class CountingTrainer(Trainer):
 class PairwiseTrainer(CountingTrainer):
     """ORPO, CPO and SimPO over batches whose first half is chosen and second half rejected."""
 
-    def loss_of(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    def loss_of(
+        self, model: Any, batch: dict[str, Tensor], n_tokens: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
         """The loss of losses.py that the settings name."""
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
