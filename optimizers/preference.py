@@ -26,7 +26,7 @@ from optimizers.local_lm.training.reference import Known, with_reference
 from optimizers.preference_pairs import Check, Curated, PairCaps, curate, write_preferences
 from optimizers.preference_people import Person, check_people
 from optimizers.preference_policy import kl_from_incumbent, mean_length
-from optimizers.preference_rows import PAIRED, balance, fitting, lm_of, preference_rows
+from optimizers.preference_rows import PAIRED, anchored, balance, fitting, lm_of, preference_rows
 from optimizers.preference_types import Preference
 
 __all__ = ["Preference", "PreferenceRound", "PreferenceTune", "Preferences", "preference_rows"]
@@ -51,6 +51,7 @@ class Preferences(Protocol):
 class PreferenceRound:
     """One round: what it learnt from, what was dropped and why, and how far it went; round 0 is the incumbent.
 
+    `n_pairs` counts preferences, answers that are good by themselves among them.
     `kl` is in nats per token from the incumbent, `length_ratio` the mean length of its answers over the incumbent's;
     None where that is not measured. `refused` says which bound it broke, "" where it was accepted.
     """
@@ -83,6 +84,7 @@ class PreferenceTune(Teleprompter):
         score: Score,
         method: str = "dpo",
         nll_weight: float = 1.0,
+        anchors: float = 1.0,
         rounds: int = 1,
         reference: str = "incumbent",
         caps: PairCaps | None = None,
@@ -99,13 +101,18 @@ class PreferenceTune(Teleprompter):
         """`score` of a program on examples: higher is better. `train_kwargs`: of the method (training/settings.py).
 
         `nll_weight`: of the likelihood of the chosen answer beside DPO's loss (Pang et al. 2024, eq. 1), where
-        `train_kwargs` name no `loss_type`. `reference`: "incumbent", the weights that the program comes in with, or
+        `train_kwargs` name no `loss_type`. `anchors`: for each pair, how many answers that were called good by
+        themselves (thumbs up) are learnt by likelihood beside it, so that what was right stays; 0 where the loss has no
+        such term. `reference`: "incumbent", the weights that the program comes in with, or
         "base", without any adapter. `patience` as in InstructTune, within a training. `out`: a folder for
         preferences.jsonl, with what was learnt from. Raises TrainingError for numbers out of range.
         """
         super().__init__()
         _check_options(method, reference, rounds, nll_weight, max_kl, max_length_ratio, patience)
+        if not 0 <= anchors < math.inf:
+            raise TrainingError(f"anchors={anchors!r} must be 0 or more answers for each pair")
         self.preferences, self.score, self.method, self.nll_weight = preferences, score, method, nll_weight
+        self.anchors = anchors if _has_likelihood(method, nll_weight, train_kwargs or {}) else 0.0
         self.rounds, self.reference, self.caps, self.check = rounds, reference, caps, check
         self.max_kl, self.max_length_ratio, self.patience = max_kl, max_length_ratio, patience
         self.train_kwargs, self.adapter = dict(train_kwargs or {}), adapter
@@ -172,10 +179,11 @@ class PreferenceTune(Teleprompter):
         left_out = {person.by for person in self.people if person.left_out}
         for who in sorted(left_out - set(before)):
             logger.warning("preferences of %s disagree beyond chance and are left out", who)
-        curated = curate(
-            given, self.caps, check=self.check, left_out=left_out, groups_apart=apart, seed=self.seed
-        )  # fmt: skip
-        curated = fitting(curated, self.method)
+        fit, unfit = fitting(given, self.method, anchors=self.anchors > 0)
+        curated = curate(fit, self.caps, check=self.check, left_out=left_out, groups_apart=apart, seed=self.seed)
+        curated = Curated(len(given), curated.kept, curated.dropped | unfit)
+        if self.method in PAIRED:
+            curated = anchored(curated, self.anchors)
         self.curated.append(curated)
         if self.out is not None:
             write_preferences(Path(self.out) / "preferences.jsonl", self.curated)
@@ -273,6 +281,14 @@ class PreferenceTune(Teleprompter):
 
 def _models(program: dspy.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(predictor.lm.model for predictor in program.predictors()))
+
+
+def _has_likelihood(method: str, nll_weight: float, train_kwargs: Mapping[str, Any]) -> bool:
+    """Whether the loss has a term that learns the chosen answer by itself, as ORPO's and CPO's (not SimPO's) have."""
+    if method == "dpo":
+        return "sft" in train_kwargs["loss_type"] if "loss_type" in train_kwargs else nll_weight > 0
+    simple = train_kwargs.get("loss_type") == "simpo"
+    return method == "orpo" or (method == "cpo" and not simple and train_kwargs.get("cpo_alpha", 1.0) > 0)
 
 
 def _check_options(

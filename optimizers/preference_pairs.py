@@ -143,7 +143,9 @@ def sides(one: Preference) -> tuple[tuple, bool]:
 def _capped(kept: Sequence[Kept], caps: PairCaps, seed: int, dropped: Counter[str]) -> list[Kept]:
     used: Counter[tuple[str, ...]] = Counter()
     chosen = []
-    for place in Random(seed).sample(range(len(kept)), len(kept)):
+    drawn = Random(seed).sample(range(len(kept)), len(kept))
+    # A comparison says more than a thumb: where a cap is short, pairs go first.
+    for place in sorted(drawn, key=lambda i: None in (kept[i].preference.chosen, kept[i].preference.rejected)):
         one = kept[place]
         people = [("person", who) for who in one.by if who]
         question, contract = (

@@ -28,13 +28,33 @@ def preference_rows(
     return rows
 
 
-def fitting(curated: Curated, method: str) -> Curated:
-    """Without what the method cannot learn from: a thumb alone is no pair."""
+def fitting(
+    preferences: Sequence[Preference], method: str, *, anchors: bool = False
+) -> tuple[list[Preference], dict[str, int]]:
+    """Those that the method can learn from, and how many it cannot: a thumb alone is no pair.
+
+    With `anchors`, what is good by itself is learnt by the likelihood term, as a pair with itself (training/rows.py).
+    """
     if method not in PAIRED:
-        return curated
-    pairs = tuple(one for one in curated.kept if None not in (one.preference.chosen, one.preference.rejected))
-    unpaired = len(curated.kept) - len(pairs)
-    return Curated(curated.given, pairs, curated.dropped | ({"unpaired (use kto)": unpaired} if unpaired else {}))
+        return list(preferences), {}
+    fit = [one for one in preferences if one.chosen is not None and (anchors or one.rejected is not None)]
+    unpaired = len(preferences) - len(fit)
+    return fit, {"unpaired (use kto)": unpaired} if unpaired else {}
+
+
+def anchored(curated: Curated, anchors: float) -> Curated:
+    """With at most `anchors` answers that are good by themselves for each pair: the rest would drown the pairs."""
+    pairs = sum(one.preference.rejected is not None for one in curated.kept)
+    room, why = anchors * pairs, "more good answers than anchors" if pairs else "unpaired (use kto)"
+    kept = []
+    for one in curated.kept:
+        if one.preference.rejected is None:
+            room -= 1
+        if one.preference.rejected is not None or room >= 0:
+            kept.append(one)
+    above = len(curated.kept) - len(kept)
+    dropped = curated.dropped | ({why: above} if above else {})
+    return Curated(curated.given, tuple(kept), dropped)
 
 
 def balance(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from optimizers.errors import TrainingError
 from optimizers.preference import Preference
 from optimizers.preference_pairs import Kept, PairCaps, curate, read_preferences, write_preferences
 from optimizers.preference_people import check_people
+from optimizers.preference_rows import anchored, fitting
 
 ONE = Preference(0, {"passages": "[1] Ohio.", "question": "Law?"}, "Ohio", "none", "c0", "Law?", "edit", "ann")
 FREE = PairCaps(None, None, None)
@@ -177,3 +178,28 @@ def test_a_judge_is_no_person_and_two_who_contradict_each_other_do_not_decide():
     assert {person.by: (person.checked, person.left_out) for person in told} == {
         "ann": (0, False), "ben": (0, False)
     }  # fmt: skip
+
+
+# -- answers that are good by themselves
+
+
+def thumbs_up(i, **changes):
+    return replace(of(i), rejected=None, source="thumb", question=f"thumb {i}", **changes)
+
+
+def test_good_answers_stand_beside_pairs_and_do_not_drown_them():
+    given = [of(i) for i in range(4)] + [thumbs_up(i) for i in range(10, 20)]
+    fit, unfit = fitting(given, "dpo", anchors=True)
+    assert len(fit) == 14 and unfit == {}
+    curated = anchored(kept(*fit), 1.0)
+    assert [one.preference.rejected is None for one in curated.kept].count(True) == 4
+    assert curated.dropped == {"more good answers than anchors": 6}
+    assert fitting(given, "dpo") == (given[:4], {"unpaired (use kto)": 10})
+    assert fitting(given, "kto", anchors=True) == (given, {})
+    assert anchored(kept(*given[4:]), 1.0).dropped == {"unpaired (use kto)": 10}, "there is no pair to stand beside"
+
+
+def test_where_a_cap_is_short_pairs_go_before_thumbs():
+    given = [thumbs_up(i) for i in range(10, 20)] + [of(i) for i in range(4)]
+    taken = kept(*given, caps=PairCaps(per_person=5, per_question=None, per_contract=None)).kept
+    assert sum(one.preference.rejected is not None for one in taken) == 4 and len(taken) == 5

@@ -159,6 +159,23 @@ def test_reference_free_losses_by_hand_through_the_trainer(lm, known):
     assert first_loss(lm, [PAIR], method="cpo", loss_type="simpo", simpo_gamma=0.4) == pytest.approx(simpo, abs=2e-4)
 
 
+def test_an_answer_that_is_good_by_itself_is_learnt_by_likelihood_alone(lm, known):
+    logps, n = known
+    row = PAIR | {"rejected": None}
+    nll = -logps[0] / n[0]
+    mixed = {"method": "dpo", "loss_type": ("sigmoid", "sft"), "loss_weights": (1.0, 0.3)}
+    assert first_loss(lm, [row], **mixed) == pytest.approx(math.log(2) + 0.3 * nll, abs=2e-4)
+    assert first_loss(lm, [row], method="orpo") == pytest.approx(nll + BETA * math.log(2), abs=2e-4)
+    # What compares it with itself moves nothing, however much it weighs: several steps end at the same loss.
+    ends = []
+    for beta in (0.1, 5.0):
+        told = {"max_steps": 4, "batch_size": 1, "bf16": False, "progress": False, "rank": 2, "resume": False}
+        job = lm.finetune([row], None, {**told, **mixed, "beta": beta, "learning_rate": 0.05})
+        job.result()
+        ends.append([step["loss"] for step in job.log["history"] if "loss" in step][-1])
+    assert ends[0] == pytest.approx(ends[1], abs=1e-4) and ends[0] < math.log(2) + 0.3 * nll - 0.01
+
+
 def test_kto_by_hand_through_the_trainer(lm):
     good = {"prompt": PROMPT, "completion": "Ohio", "label": True}
     bad = {"prompt": PROMPT, "completion": "No", "label": False}

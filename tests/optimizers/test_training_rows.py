@@ -86,6 +86,7 @@ def test_pairs_ratings_and_teachers_keep_prompt_and_answer_apart(weights):
         ("sft", {"messages": CHAT[:2]}, "the last must be the assistant's"),
         ("dpo", {"prompt": "x", "completion": "y"}, "give chosen and prompt and rejected"),
         ("dpo", {**PAIR, "rejected": "Ohio"}, "to itself"),
+        ("dpo", {**PAIR, "rejected": None}, "no likelihood term"),
         ("kto", {"prompt": "x", "completion": "y", "label": 1}, "must be True"),
         ("distill", {"prompt": "x", "completion": "y"}, "teacher_prompt"),
     ],

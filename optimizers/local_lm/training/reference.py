@@ -49,8 +49,8 @@ def with_reference(
             for key, row in missing.items():
                 prompt = encode_prompt(weights, row["prompt"])
                 answers = [
-                    encode_completion(weights, row["prompt"], row[name], with_end=True)
-                    for name in ("chosen", "rejected")
+                    encode_completion(weights, row["prompt"], text, with_end=True)
+                    for text in (row["chosen"], row["rejected"] or row["chosen"])
                 ]
                 if len(prompt) + max(map(len, answers)) > weights.context_tokens:
                     known[key] = (0.0, 0.0)  # rows.py leaves this row out, and counts it

@@ -1,7 +1,8 @@
 """Training rows, as DSPy or a user gives them, to token ids: what is learnt, what is masked, what does not fit.
 
     sft      {"messages": [... the assistant last]}, or {"prompt", "completion"}, each a string or messages
-    dpo orpo cpo {"prompt", "chosen", "rejected"}; dpo, all rows or none, {"ref_chosen_logps", "ref_rejected_logps"}
+    dpo orpo cpo {"prompt", "chosen", "rejected"}; dpo, all rows or none, {"ref_chosen_logps", "ref_rejected_logps"};
+             "rejected" None for an answer that is good by itself, of which the loss's likelihood term alone learns
     kto      {"prompt", "completion", "label": True | False}
     distill  {"prompt", "completion", "teacher_prompt"}
     sdft     {"prompt", "teacher_prompt"}: what is learnt from is what the student then says
@@ -159,13 +160,28 @@ def _pair(weights: Weights, index: int, row: Mapping[str, Any], settings: TrainS
     given = {name: row[name] for name in REFERENCE if name in row} if settings.method == "dpo" else {}
     _need(index, row, {"prompt", "chosen", "rejected", *(REFERENCE if given else ())})
     prompt = _turns(row["prompt"], "user")
+    if alone := row["rejected"] is None:  # a pair with itself: what compares the two is constant, its gradient zero
+        _has_likelihood(index, settings)
+        row = {**row, "rejected": row["chosen"]}
     chosen, rejected = (_text(index, name, row[name]) for name in ("chosen", "rejected"))
-    if chosen == rejected:
+    if chosen == rejected and not alone:
         raise TrainingError(f"training row {index} prefers {chosen[:60]!r} to itself; leave ties out")
     ids = {"prompt_ids": encode_prompt(weights, prompt), **{name: float(value) for name, value in given.items()}}
     for name, text in (("chosen_ids", chosen), ("rejected_ids", rejected)):
         ids[name] = encode_completion(weights, prompt, text, with_end=True)
     return [ids]
+
+
+def _has_likelihood(index: int, settings: TrainSettings) -> None:
+    terms = {
+        "dpo": lambda: "sft" in settings.loss_type,
+        "cpo": lambda: settings.loss_type != "simpo" and settings.cpo_alpha > 0,
+    }
+    if not terms.get(settings.method, lambda: True)():
+        raise TrainingError(
+            f"training row {index} has no rejected answer, and {settings.method!r} as it is set has no likelihood term "
+            "to learn from it; add one (loss_type 'sft', cpo_alpha), or leave the row out"
+        )
 
 
 def _rated(weights: Weights, index: int, row: Mapping[str, Any], settings: TrainSettings) -> list[Ids]:
