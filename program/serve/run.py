@@ -26,9 +26,12 @@ from program.serve.auth import LOCAL_NAMES, MIN_TOKEN_CHARS, is_loopback
 from program.serve.errors import ServeError
 from program.serve.reviews import Reviews
 from program.serve.session import IndexContracts, Session
+from program.traces.policy import TracePolicy
+from program.traces.store import TraceStore
 
 TOKEN_VARIABLE = "EVERGREEN_TOKEN"
 FILE_NAME = "feedback.db"
+TRACES_NAME = "traces.db"
 # Who waits for an answer when the server is stopped waits no longer.
 _GRACE_S = 5
 
@@ -46,13 +49,17 @@ def serve(
     rival: Path | str | None = None,
     threads: int = 8,
     seed: int = 0,
+    traces: Path | str | None = None,
+    trace_policy: TracePolicy | None = TracePolicy(),  # noqa: B008  it is frozen
     say: Say | None = None,
 ) -> None:
     """Serve a run's program and the page to review with, until Ctrl-C.
 
     `store` is where feedback is kept (`feedback.db` beside the run's folder if not told), `library` a library whose
-    contracts are asked in the place of the run's own, `rival` another run whose answers are laid beside, blind. An
-    address that others reach needs a `token` (or EVERGREEN_TOKEN) of 16 characters or more: ConfigError without.
+    contracts are asked in the place of the run's own, `rival` another run whose answers are laid beside, blind. Answers
+    leave traces in `traces` (`traces.db` beside the feedback if not told) as `trace_policy` says, none where it is
+    None. An address that others reach needs a `token` (or EVERGREEN_TOKEN) of 16 characters or more: ConfigError
+    without.
     Raises RunError for a run that is not complete, StoreError for a store or library that cannot be opened, and
     ServeError where the port is taken.
     """
@@ -63,11 +70,16 @@ def serve(
     with ExitStack() as stack:
         listening = stack.enter_context(listen(host, port))
         opened = stack.enter_context(FeedbackStore.open(store or run.absolute().parent / FILE_NAME))
+        traced = None
+        if trace_policy is not None:
+            place = traces or opened.log.path.with_name(TRACES_NAME)
+            traced = stack.enter_context(TraceStore.open(place, trace_policy))
         program = stack.enter_context(open_program(run, library))
         other = stack.enter_context(open_program(Path(rival), library)) if rival is not None else None
         session = Session(
             program, IndexContracts(program.retrieve.index), opened, release=release_of(run), rival=other,
             rival_release=release_of(Path(rival)) if rival is not None else "", threads=threads, seed=seed,
+            traces=traced,
         )  # fmt: skip
         stack.callback(session.close)
         reviews = Reviews(session)
@@ -79,12 +91,14 @@ def serve(
         )
         name = f"[{host}]" if ":" in host else host
         with_token = " (open it with ?token=... once)" if token else ""
-        say(f"{len(session.contracts)} contracts, feedback in {opened.log.path}")
+        kept = f", traces in {traced.path}" if traced is not None else ""
+        say(f"{len(session.contracts)} contracts, feedback in {opened.log.path}{kept}")
         say(f"http://{name}:{listening.getsockname()[1]}/{with_token}    Ctrl-C stops")
         # Uvicorn ends on Ctrl-C and then raises it again, but not in a process that was started to ignore it.
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])
-        say("stopped; what was answered and said is kept")
+        lost = f", but {traced.lost} traces are lost" if traced is not None and traced.lost else ""
+        say(f"stopped; what was answered and said is kept{lost}")
 
 
 def checked_token(host: str, token: str | None) -> str | None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import dspy
 
@@ -22,9 +22,12 @@ from program.feedback.store import FeedbackStore
 from program.feedback.types import Answered, Asked, Candidates, Correction, Review, Said
 from program.serve.errors import AgreementError, ChangedError, ServeError
 from program.serve.recorder import said_by
+from program.traces.store import TraceStore
+from program.traces.tracing import Watch, trace_of, watched
 
 SAMPLE_TEMPERATURE = 1.0
 T = TypeVar("T")
+Told = tuple[Said, Watch]
 _BY_NAME = {category.name.casefold(): category.name for category in CATEGORIES}
 _BY_QUESTION = {folded(category.question): category.name for category in CATEGORIES}
 
@@ -81,13 +84,17 @@ class Session:
         samples: int = 3,
         threads: int = 8,
         seed: int = 0,
+        traces: TraceStore | None = None,
     ) -> None:
         """`rival` is another release to lay beside; without one the other candidate is one of `samples` more answers,
         each of `sampled(program, number)`. `seed` is that of the coin that says which candidate stands on the left.
+        Each answer of the program and of the rival, and each failure of theirs, is recorded in `traces`; samples, which
+        are not what the program serves, are not.
         """
         if samples < 1 or threads < 1:
             raise ValueError(f"{samples} samples on {threads} threads were asked for; ask for 1 or more of each")
         self.program, self.contracts, self.store, self.release = program, contracts, store, release
+        self.traces = traces
         self._rival, self._rival_release = rival, rival_release
         self._sampled, self._samples = sampled, samples
         self._random, self._lock = random.Random(seed), threading.Lock()
@@ -113,7 +120,7 @@ class Session:
         UnknownError, FeedbackError for a question that is empty or too long, and whatever the program raises.
         """
         asked = self._ask(question, contract_id)
-        return self._record(asked, self._start(lambda: self.program, asked, self.release).result())
+        return self._record(asked, *self._start(lambda: self.program, asked, self.release).result())
 
     def candidates(self, question: str, contract_id: str) -> Offer:
         """Two different answers, laid left and right by a coin: the program's, and a sample's or the rival's.
@@ -123,16 +130,18 @@ class Session:
         asked = self._ask(question, contract_id)
         first = self._start(lambda: self.program, asked, self.release)
         others = [future.result() for future in self._others(asked)]
-        said = first.result()
+        said, watch = first.result()
         if self._rival is None:
-            said = replace(said, samples_agree=sum(_same(said, other) for other in others) / len(others))
-        answered = self._record(asked, said)
-        other = next((other for other in others if other.readable and not _same(said, other)), None)
+            said = replace(said, samples_agree=sum(_same(said, other) for other, _ in others) / len(others))
+        answered = self._record(asked, said, watch)
+        other = next((told for told in others if told[0].readable and not _same(said, told[0])), None)
         if other is None or not said.readable:
+            for told in others:  # of the rival, too, all answers count, not those alone that differ
+                self._trace(asked, *told)
             among = "both releases say" if self._rival is not None else f"{len(others)} more samples all say"
             why = f"{among} the same" if said.readable else "the answer could not be read"
             raise AgreementError(f"There is nothing to choose between: {why}. Rate the answer instead.")
-        sides = [answered, self._record(asked, other)]
+        sides = [answered, self._record(asked, *other)]
         with self._lock:
             self._random.shuffle(sides)
         return Offer(self.store.offer(sides[0].id, sides[1].id), *sides)
@@ -152,7 +161,7 @@ class Session:
 
         def one(number: int, name: str) -> Answered:
             asked = self._ask(name, contract_id)
-            answered = self._record(asked, said_by(self.program, **_of(asked), release=self.release))
+            answered = self._record(asked, *self._say(lambda: self.program, asked, self.release))
             on_answer(number, answered)
             return answered
 
@@ -211,7 +220,7 @@ class Session:
         name = _BY_NAME.get(folded(question).casefold()) or _BY_QUESTION.get(folded(question))
         return self.store.ask(question_text(name) if name else question, self.contract(contract_id), name)
 
-    def _others(self, asked: Asked) -> list[Future[Said]]:
+    def _others(self, asked: Asked) -> list[Future[Told]]:
         if self._rival is not None:
             return [self._start(lambda: self._rival, asked, self._rival_release)]
         with self._lock:
@@ -221,20 +230,53 @@ class Session:
             for n in numbers
         ]
 
-    def _start(self, program: Callable[[], dspy.Module], asked: Asked, release: str, sample: str = "") -> Future[Said]:
-        return self._submit(lambda: said_by(program(), **_of(asked), release=release, sample=sample))
+    def _start(self, program: Callable[[], dspy.Module], asked: Asked, release: str, sample: str = "") -> Future[Told]:
+        return self._submit(lambda: self._say(program, asked, release, sample))
+
+    def _say(self, program: Callable[[], dspy.Module], asked: Asked, release: str, sample: str = "") -> Told:
+        watch = Watch()
+        try:
+            with watched(watch):
+                said = said_by(program(), **_of(asked), release=release, sample=sample)
+        except Exception as error:
+            if not sample:
+                self._trace(asked, None, watch, release=release, error=error)
+            raise
+        return said, watch
 
     def _submit(self, call: Callable[..., T], *given: object) -> Future[T]:
         # A copy of its own: a context can be entered by one thread at a time.
         return self._pool.submit(self._context.copy().run, call, *given)
 
-    def _record(self, asked: Asked, said: Said) -> Answered:
+    def _record(self, asked: Asked, said: Said, watch: Watch) -> Answered:
         try:
-            return self.store.answer(asked, said)
-        except FeedbackError as error:
+            answered = self.store.answer(asked, said)
+        except Exception as error:
+            self._trace(asked, said, watch, error=error)
+            if not isinstance(error, FeedbackError):
+                raise
             raise ServeError(
                 f"what {said.release} said of {asked.contract_id!r} cannot be recorded, and is not shown: {error}"
             ) from error
+        self._trace(asked, said, watch, answer_id=answered.id)
+        return answered
+
+    def _trace(self, asked: Asked, said: Said | None, watch: Watch, **about: Any) -> None:
+        """Record a trace; whatever goes wrong in it, the answer is there."""
+        if self.traces is None or (said is not None and said.sample):
+            return
+        try:
+            texts = {asked.contract_id: self._text(asked)}
+            self.traces.record(trace_of(asked, said, texts=texts, watch=watch, **about))
+        except Exception as error:
+            self.traces.lose(error)
+
+    def _text(self, asked: Asked) -> str:
+        """The contract's text as it was asked."""
+        now = self.contracts.get(asked.contract_id)
+        if now is not None and self._hash(now) == asked.contract_sha256:
+            return now.text
+        return self.store.contract_text(asked)
 
 
 def _of(asked: Asked) -> dict[str, str]:

@@ -20,6 +20,7 @@ from program.serve.app import create_app
 from program.serve.errors import ServeError
 from program.serve.run import listen, open_program, serve
 from program.serve.session import Session
+from program.traces.store import TraceStore
 
 
 class Never:
@@ -74,7 +75,9 @@ def test_the_address_and_the_run_are_checked_first(tmp_path, monkeypatch):
 
 SERVE = """
 import sys
+import dspy
 from program.serve.run import serve
+dspy.configure_cache(enable_disk_cache=False)
 serve(sys.argv[1], port=0, store=sys.argv[2], say=lambda line: print(line, flush=True))
 print("returned", flush=True)
 """
@@ -103,6 +106,10 @@ def test_a_compiled_run_is_served_and_ctrl_c_keeps_what_was_said(compiled, tmp_p
         (recorded,) = store.answers()
         assert recorded.id == answer["id"] and recorded.inputs and recorded.completion
         assert recorded.release == compiled.path.name
+    with TraceStore.open(tmp_path / "traces.db") as traces:
+        (trace,) = traces.between()
+        assert trace.answer_id == answer["id"] and trace.scores and trace.release == recorded.release
+        assert trace.prompt_tokens > 0 and trace.completion_tokens > 0
 
 
 def test_a_run_is_opened_on_a_library(compiled, tmp_path, monkeypatch, words_embedder):
