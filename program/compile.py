@@ -1,11 +1,12 @@
 """Compile a contract-review program on a corpus, score it before and after each stage, leave one run folder."""
 
+import json
 import math
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from corpora.cuad import read_cuad
 from corpora.errors import CorpusError
 from corpora.labels.store import LabelStore
 from corpora.splits import Split, distinct, nearly_among, split_corpus, split_in_two, subset
-from corpora.types import Corpus
+from corpora.types import Contract, Corpus
 from modules.embedder import load_embedder
 from modules.retriever import PassageIndex
 from optimizers.local_lm import local_lm, save_program
@@ -26,6 +27,8 @@ from program.config import CompileConfig
 from program.contract_review import ContractReview
 from program.evaluate import score_program
 from program.examples import sample_examples, to_examples
+from program.guarding import read_earlier
+from program.incumbent import Incumbent, check_incumbent, load_incumbent, read_incumbent
 from program.label_settings import LabelSettings
 from program.pairs.sources import recipe_preferences
 from program.provenance import data_record, version_record
@@ -34,7 +37,7 @@ from program.report import write_report
 from program.retrieval_tuning import ReviewRetrieval
 from program.run_retrieval import keep_retrieval
 from program.runlog import logged
-from program.runs import RunFolder, refuse_if_taken
+from program.runs import BudgetError, RunFolder, refuse_if_taken
 from program.self_instruct import SelfInstruct
 from program.summary import summarize
 from program.teacher import LabelTeacher
@@ -54,20 +57,31 @@ class CompileResult:
 
 
 def compile(
-    config: CompileConfig, *, overwrite: bool = False, progress: bool = True, command: str = "", say: Say | None = None
+    config: CompileConfig,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    command: str = "",
+    say: Say | None = None,
+    max_minutes: float | None = None,
 ) -> CompileResult:
     """Run `config.recipe` on `config.corpus` and leave a run folder at `config.out` (files: `program/runs.py`).
 
+    It starts from the plain base, or from the program of the run `config.start_from`, which is the stage "base" then.
     Scores are taken on contracts that neither the optimizers nor the choice between stages has seen. `say` gets a line
     at each turn (default: standard error). Raises ConfigError, CorpusError, ModelError, TrainingError, RunError,
-    EvaluationError.
+    EvaluationError, and BudgetError where the estimate is above `max_minutes`.
     """
     say = say or (lambda line: print(line, file=sys.stderr))
     began = time.perf_counter()
     check_recipe(config)
     refuse_if_taken(Path(config.out).absolute(), overwrite)
-    split = read_split(config, say)
-    questions = _questions(config, split)
+    incumbent = None if config.start_from is None else read_incumbent(config.start_from, say)
+    if incumbent is not None:
+        check_incumbent(config, incumbent)
+    split = read_split(config, say, *((incumbent.seen, incumbent.chosen) if incumbent else ()))
+    earlier = read_earlier(config, incumbent, _joined(split))
+    questions = _questions(config, split, earlier)
     test = to_examples(split.test)
     refuse_overlap(questions.unlabelled, split)
     # What cannot be removed from the scratch folder must not hide the error that the run ended with.
@@ -80,24 +94,29 @@ def compile(
     ):
         run.write_json("config.json", asdict(config))
         run.write_json("versions.json", version_record(command))
-        run.write_json("data.json", _data(config, split))
+        run.write_json("data.json", _data(config, split, incumbent, earlier))
         began_indexing = time.perf_counter()
-        index = PassageIndex.build(
-            distinct(split.train.contracts + split.val.contracts + split.test.contracts + questions.unlabelled),
-            folder=run.folder / "index",
-            embedder=load_embedder(),
-            max_chars=config.max_chars,
-            progress=progress,
-        )
+        contracts = _joined(split).contracts + questions.unlabelled + (earlier.contracts if earlier else ())
+        index = _index(config, run, incumbent, contracts, progress)
         indexing_s = time.perf_counter() - began_indexing
         retrieval = ReviewRetrieval(run.folder / "retriever", seed=config.seed, progress=progress)
         store = LabelStore.open(run.folder / "labels.db") if questions.unlabelled else None
         try:
             # Truncated completions of a weak model would fill the terminal with one warning each.
             with logged(run.folder / "compile.log"), dspy.context(lm=lm, adapter=build_adapter()):
-                program = ContractReview(index, config.k_passages)
-                program.set_lm(lm)
-                say(estimate(program, config, questions, test, indexing_s))
+                if incumbent is None:
+                    program = ContractReview(index, config.k_passages)
+                    program.set_lm(lm)
+                else:
+                    program = load_incumbent(incumbent, index, config, Path(scratch))
+                brought = set(Path(scratch).rglob("training.json"))
+                minutes, told = estimate(program, config, questions, test, indexing_s)
+                say(told)
+                if max_minutes is not None and minutes > max_minutes:
+                    raise BudgetError(
+                        f"about {minutes:.0f} minutes are estimated, and {max_minutes:g} are allowed; raise "
+                        "max_minutes, or give a shorter recipe or fewer questions"
+                    )
                 rows = score_program(program, test, "base", threads=config.threads, progress=progress)
                 run.append_scores("base", rows)
                 teacher = LabelTeacher(index, questions.train + questions.val, config.k_passages)
@@ -122,7 +141,7 @@ def compile(
                     run.append_scores(stage.recipe, scored)
                     rows += scored
                 best = chosen(stages)
-                _keep(run, stages, best, Path(scratch))
+                _keep(run, stages, best, set(Path(scratch).rglob("training.json")) - brought)
                 if labels is not None:
                     run.write_json("labels.json", [asdict(report) for report in labels.reports])
         finally:
@@ -135,14 +154,49 @@ def compile(
     return CompileResult(place, summary, best.recipe, time.perf_counter() - began)
 
 
-def read_split(config: CompileConfig, say: Say) -> Split:
-    """Train, validation and test contracts; near-duplicates of test contracts are kept out of the other two."""
+def read_split(
+    config: CompileConfig, say: Say, seen: Sequence[Contract] = (), chosen: Sequence[Contract] = ()
+) -> Split:
+    """Train, validation and test contracts; near-duplicates of test contracts are kept out of the other two.
+
+    Contracts that are (nearly) among `seen`, whose labels the program had before, are trained on alone, but those among
+    `chosen`, which only chose, choose again: a renewal with few new labels would choose on next to nothing. CorpusError
+    for a test corpus that has any of them.
+    """
     corpus = read_cuad(config.corpus, max_contracts=config.max_contracts)
-    if config.test_corpus is None:
-        return split_corpus(corpus, seed=config.seed)
-    test = read_cuad(config.test_corpus)
-    corpus = _without_likes(corpus, test, say)
-    return Split(*split_in_two(corpus, fractions=(0.6, 0.25, 0.15), seed=config.seed), test)
+    test = None if config.test_corpus is None else read_cuad(config.test_corpus)
+    if test is not None:
+        if known := sorted(nearly_among(test.contracts, seen) if seen else ()):
+            raise CorpusError(
+                f"{len(known)} of {len(test.contracts)} test contracts, {known[0]!r} first, are (nearly) among those "
+                "that the program started from has learnt from; give --test others, or a score would be of memory"
+            )
+        corpus = _without_likes(corpus, test, say)
+    apart = {contract.id for contract in chosen}
+    learnt = nearly_among(corpus.contracts, [one for one in seen if one.id not in apart])
+    again = nearly_among(corpus.contracts, chosen) - learnt
+    new = subset(corpus, [one.id for one in corpus.contracts if one.id not in learnt | again])
+    split = _new_split(new, test, config.seed, spare=bool(again))
+    if not learnt | again:
+        return split
+    say(
+        f"{len(learnt)} contracts were learnt from by the program started from: they are trained on, and not scored "
+        f"on; {len(again)} chose, and choose again"
+    )
+    sides = ((split.train, learnt), (split.val, again))
+    train, val = (
+        subset(corpus, [*(one.id for one in side.contracts), *known], name=side.name) for side, known in sides
+    )
+    return Split(train, val, split.test)
+
+
+def _new_split(new: Corpus, test: Corpus | None, seed: int, *, spare: bool) -> Split:
+    """Contracts that nothing learnt from yet; with others to choose on (`spare`), a few are all trained on."""
+    if test is None:
+        return split_corpus(new, seed=seed)
+    if spare and len(new.contracts) < 4:
+        return Split(subset(new, [one.id for one in new.contracts]), subset(new, []), test)
+    return Split(*split_in_two(new, fractions=(0.6, 0.25, 0.15), seed=seed), test)
 
 
 def _without_likes(corpus: Corpus, test: Corpus, say: Say) -> Corpus:
@@ -170,8 +224,8 @@ def build_adapter() -> dspy.ChatAdapter:
 
 def estimate(
     program: ContractReview, config: CompileConfig, questions: Questions, test: list, indexing_s: float
-) -> str:
-    """Calls, training rows and minutes to expect, from as many calls timed now as are in flight together.
+) -> tuple[float, str]:
+    """Minutes to expect, and these with calls and rows in words, from as many calls timed now as are in flight at once.
 
     A training row counts as two calls an epoch (measured on the bundled model and a CPU: benchmarks/LOG.md). Tuning the
     retriever counts, by a guess, as embedding all passages twice and each passage with an answer twenty times.
@@ -189,6 +243,8 @@ def estimate(
     prompts = steps.count("p") * (PROMPT_CANDIDATES + 2) * len(questions.val)
     # Distillation says each answer anew; a judge is measured on 400 pairs, and asked of several samples a question.
     rows = (steps.count("s") + 3 * steps.count("d")) * len(questions.train)
+    replay_share = {"replay_self": 0.2, "replay_labels": config.replay_share}.get(config.guard, 0.0)
+    rows += round(steps.count("s") * len(questions.train) * replay_share / (1 - replay_share))
     scoring += steps.count("a") * (800 if config.judge else 0)
     if questions.unlabelled:
         # Each round labels, scores on the validation questions, after each epoch too, and trains on at most max_rows
@@ -200,13 +256,29 @@ def estimate(
     learnt = sum(bool(example.spans) for example in questions.all_train)
     tuning_s = indexing_s * (2 + 20 * learnt / index.n_passages)
     seconds += steps.count("r") * tuning_s
-    return (
+    return seconds / 60, (
         f"about {scoring + prompts} calls and {rows} training rows x {config.sft_epochs:g} epochs: roughly "
         f"{seconds / 60:.0f} min here ({per_call_s:.2f} s a call at {config.threads} threads)"
     )
 
 
-def _questions(config: CompileConfig, split: Split) -> Questions:
+def _index(
+    config: CompileConfig, run: RunFolder, incumbent: Incumbent | None, contracts: tuple[Contract, ...], progress: bool
+) -> PassageIndex:
+    """All contracts that the run looks at, cut and embedded as those of the program that it starts from were."""
+    cut = {"max_chars": config.max_chars} if incumbent is None else incumbent.retrieval.cut
+    own = None if incumbent is None else incumbent.keep_embedder(run.folder)
+    embedder = load_embedder() if own is None else load_embedder(str(own))
+    return PassageIndex.build(
+        distinct(contracts), folder=run.folder / "index", embedder=embedder, progress=progress, **cut
+    )
+
+
+def _joined(split: Split) -> Corpus:
+    return Corpus("all", split.train.contracts + split.val.contracts + split.test.contracts, ())
+
+
+def _questions(config: CompileConfig, split: Split, earlier: Corpus | None) -> Questions:
     train, val = to_examples(split.train), to_examples(split.val)
     return Questions(
         sample_examples(train, config.max_train_questions, config.seed),
@@ -214,23 +286,28 @@ def _questions(config: CompileConfig, split: Split) -> Questions:
         all_train=train,
         all_val=val,
         unlabelled=() if config.unlabelled is None else read_unlabelled(config.unlabelled),
+        earlier=to_examples(earlier) if earlier else [],
     )
 
 
-def _data(config: CompileConfig, split: Split) -> dict[str, Any]:
-    files = {"corpus": config.corpus} | ({"test_corpus": config.test_corpus} if config.test_corpus else {})
-    sides = {"train": split.train, "val": split.val, "test": split.test}
+def _data(config: CompileConfig, split: Split, incumbent: Incumbent | None, earlier: Corpus | None) -> dict[str, Any]:
+    given = {"corpus": config.corpus, "test_corpus": config.test_corpus, "earlier": config.earlier}
+    files = {name: path for name, path in given.items() if path is not None}
+    files |= {"start_from": incumbent.seal} if incumbent else {}
+    sides = {"train": split.train, "val": split.val, "test": split.test} | ({"earlier": earlier} if earlier else {})
     return data_record(files, {name: [c.id for c in side.contracts] for name, side in sides.items()})
 
 
-def _keep(run: RunFolder, stages: list[Stage], best: Stage, scratch: Path) -> None:
-    """Save the chosen program, what it retrieves with, every stage's validation score and the training logs."""
+def _keep(run: RunFolder, stages: list[Stage], best: Stage, logs: set[Path]) -> None:
+    """Save the chosen program, what it retrieves with, every stage's validation score and the run's training logs."""
     save_program(best.program, run.folder / "program")
     keep_retrieval(run, best.program.retrieve)
     run.write_json(
         "stages.json", [{"recipe": s.recipe or "base", "validation_score": s.validation_score} for s in stages]
     )
-    for log in sorted(scratch.rglob("training.json")):
+    for log in sorted(logs):
+        if "history" not in json.loads(log.read_text(encoding="utf-8")):
+            continue  # of two adapters averaged, which was no training
         target = run.folder / "training" / log.parent.name
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(log, target / "training.json")

@@ -16,6 +16,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
+from program.runs import read_run
+
+# Of optimizers/guards.py; "zoo" is a program of many adapters, and none that one run can hold.
+GUARDS = ("none", "replay_self", "replay_labels", "kl", "osf", "low_rate", "merge")
+# What a run that is started from another takes over of it: its weights and its retrieval were made for these.
+INHERITED = ("lm", "quantize", "max_tokens", "k_passages", "max_chars")
 _RECIPE = re.compile(r"\w+( -> \w+)*")
 
 
@@ -35,7 +41,12 @@ class CompileConfig:
     contracts too and learns from what it trusts, in up to `label_rounds` rounds; `labeller` is a litellm model that
     labels in the place of the model itself. A step a learns from `feedback`, the store that `evergreen serve` keeps,
     and from pairs of a `judge` (likelihood, compare, pairwise, points, or a litellm model) whose report speaks for it,
-    by `preference_method` (dpo, orpo, kto or cpo), in `preference_rounds` rounds. Raises ConfigError.
+    by `preference_method` (dpo, orpo, kto or cpo), in `preference_rounds` rounds.
+
+    `start_from` is a complete run, whose program (prompts, weights, retrieval) is compiled on, in the place of the
+    plain base. `guard` keeps a step s from unlearning what the program could do before it (GUARDS); the replays draw
+    on `earlier`, a CUADv1-format file of labels learnt before, or else on what the run started from has learnt from,
+    `replay_labels` so that they are `replay_share` of all rows. Raises ConfigError.
     """
 
     corpus: str
@@ -62,6 +73,10 @@ class CompileConfig:
     judge: str | None = None
     preference_method: str = "dpo"
     preference_rounds: int = 1
+    start_from: str | None = None
+    guard: str = "none"
+    earlier: str | None = None
+    replay_share: float = 0.3
     out: str = "runs/compile"
 
     def __post_init__(self) -> None:
@@ -71,18 +86,18 @@ class CompileConfig:
 def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> CompileConfig:
     """The config of a .toml or .json file with `overrides` on top; an override of None counts as not given.
 
-    An unknown key, a wrong type or a value out of range raises ConfigError, and so does a file that cannot be read.
+    With `start_from` the keys INHERITED are that run's where they are not given. An unknown key, a wrong type or a
+    value out of range raises ConfigError, and so does a file that cannot be read; RunError for a `start_from` that is
+    no run.
     """
-    given = {} if path is None else _read(Path(path))
+    given = {} if path is None else read_table(Path(path))
     given |= {key: value for key, value in (overrides or {}).items() if value is not None}
-    known = [field.name for field in fields(CompileConfig)]
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise ConfigError(f"unknown config key {key!r}; {hint}")
+    refuse_unknown(given, CompileConfig)
     if "corpus" not in given:
         raise ConfigError("no corpus is given; name a CUADv1-format file with --corpus or the key corpus")
+    if isinstance(run := given.get("start_from"), str):
+        theirs = read_run(run).config
+        given = {key: theirs[key] for key in INHERITED if key in theirs} | given
     return CompileConfig(**given)
 
 
@@ -91,7 +106,18 @@ def to_json(config: CompileConfig) -> str:
     return json.dumps(asdict(config), indent=2) + "\n"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def refuse_unknown(given: Mapping[str, Any], config: type) -> None:
+    """Raise ConfigError for a key that is no field of the config, with the field that it is most like."""
+    known = [field.name for field in fields(config)]
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"unknown config key {key!r}; {hint}")
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The keys and values of a .toml or .json file; ConfigError for another, or one that cannot be read."""
     readers = {".toml": tomllib.loads, ".json": json.loads}
     if path.suffix not in readers:
         raise ConfigError(f"config file {path} ends in {path.suffix!r}; write it as .toml or .json")
@@ -106,10 +132,12 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check(config: CompileConfig) -> None:
-    for name, hint in typing.get_type_hints(CompileConfig).items():
+def check_types(config: Any) -> None:
+    """Raise ConfigError for a field of a frozen config that is of another type than its hint, or an empty text."""
+    for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
-        allowed = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        hints = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        allowed = tuple(typing.get_origin(each) or each for each in hints)  # dict, of dict[str, str]
         if float in allowed and type(value) is int:  # TOML writes 3 for 3.0
             value = float(value)
             object.__setattr__(config, name, value)
@@ -118,6 +146,10 @@ def _check(config: CompileConfig) -> None:
             raise ConfigError(f"{name} is {value!r} ({type(value).__name__}); it must be {wanted}")
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"{name} is empty; give a value or leave the key out")
+
+
+def _check(config: CompileConfig) -> None:
+    check_types(config)
     for name in (
         "k_passages",
         "max_chars",
@@ -142,6 +174,10 @@ def _check(config: CompileConfig) -> None:
         raise ConfigError(f"quantize is {config.quantize!r}; it must be auto, nf4 or none")
     if config.preference_method not in ("dpo", "orpo", "kto", "cpo"):
         raise ConfigError(f"preference_method is {config.preference_method!r}; it must be dpo, orpo, kto or cpo")
+    if config.guard not in GUARDS:
+        raise ConfigError(f"guard is {config.guard!r}; it must be one of {', '.join(GUARDS)}")
+    if not 0 < config.replay_share < 1:
+        raise ConfigError(f"replay_share is {config.replay_share}; it is of all rows: above 0 and below 1")
     if config.seed < 0:
         raise ConfigError(f"seed is {config.seed}; it must be 0 or more")
     if not _RECIPE.fullmatch(config.recipe):

@@ -2,8 +2,8 @@
 
 import logging
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from optimizers.retriever import RetrieverTune, TunableRetrieval
 from optimizers.stock import on_own_lm
 from program.config import CompileConfig, ConfigError
 from program.evaluate import score_program
+from program.guarding import check_guard, guarded, recipe_guard
 from program.metrics import review_metric
 from program.pairs.checks import gold_check
 from program.teacher import teaches
@@ -51,7 +52,7 @@ class Stage:
 class Questions:
     """What a recipe learns from and chooses on; "r", which asks no language model, takes all labels of both sides.
 
-    "s" labels `unlabelled` contracts, where there are any.
+    "s" labels `unlabelled` contracts, where there are any; its guard replays `earlier` labels, where it does.
     """
 
     train: list[dspy.Example]
@@ -59,6 +60,7 @@ class Questions:
     all_train: list[dspy.Example]
     all_val: list[dspy.Example]
     unlabelled: tuple[Contract, ...] = ()
+    earlier: list[dspy.Example] = field(default_factory=list)
 
 
 def build_optimizers(
@@ -69,9 +71,13 @@ def build_optimizers(
     labels: SelfLabels | None = None,
     preferences: "RecipePreferences | None" = None,
     check: Check | None = None,
+    earlier: Sequence[dspy.Example] = (),
     progress: bool = True,
 ) -> dict[str, dspy.teleprompt.Teleprompter]:
-    """The optimizer of each letter; `check` is what labels say of a preference. Raises ConfigError as check_recipe."""
+    """The optimizer of each letter; `check` is what labels say of a preference, `earlier` is what the guard replays.
+
+    Raises ConfigError as check_recipe.
+    """
     check_recipe(config)
     # In "s -> p" the search has to ask the weights that "s" has made, and stock would ask the base.
     prompts = on_own_lm(
@@ -99,6 +105,8 @@ def build_optimizers(
         rounds=config.label_rounds,
         seed=config.seed,
     )  # fmt: skip
+    if config.guard != "none":
+        weights = guarded(weights, lambda student: recipe_guard(config, student, earlier, adapter))
     retriever = RetrieverTune(retrieval, EmbedderSettings(seed=config.seed, progress=progress))
     again = {
         "score": mean_score(config.threads), "adapter": adapter, "num_threads": config.threads,
@@ -137,6 +145,7 @@ def check_recipe(config: CompileConfig) -> None:
         )
     if config.feedback is not None and not Path(config.feedback).is_file():  # opening it would make it anew, empty
         raise ConfigError(f"there is no feedback store {config.feedback}; give the file that `evergreen serve` keeps")
+    check_guard(config)
 
 
 def run_recipe(
@@ -159,8 +168,9 @@ def run_recipe(
     if "a" in config.recipe.split(" -> "):  # people who disagree with labels beyond chance are left out
         check = gold_check(program, questions.all_train, adapter)
     optimizers = build_optimizers(
-        config, adapter, retrieval, labels=labels, preferences=preferences, check=check, progress=progress
-    )
+        config, adapter, retrieval, labels=labels, preferences=preferences, check=check, earlier=questions.earlier,
+        progress=progress,
+    )  # fmt: skip
     together = BetterTogether(metric=review_metric, **optimizers)
     given: dict[str, dict[str, Any]] = {
         "p": {"teacher": None},
