@@ -1,14 +1,16 @@
-"""The command line: `evergreen compile | evaluate | ask | serve | judge | label | index | ...`, a function each."""
+"""The command line: `evergreen compile | evaluate | ask | serve | renew | ...`, a function each, or in its own room."""
 
-import logging
 import os
 import shlex
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from program.history import commands as history_commands
+from program.releases.commands import releases_app
+from program.renewal import commands as renewal_commands
 
 # Set before any library reads them: nothing here may reach for a hub, a tokenizer fork or a telemetry host.
 for _name, _value in {
@@ -22,6 +24,9 @@ _STOPPED_RUN = "stopped; a run keeps the stages it had scored, marked partial, a
 _STOPPED = {
     **dict.fromkeys(("compile", "evaluate", "demo"), _STOPPED_RUN),
     "index": "stopped; what is indexed stays, and the same command goes on from there",
+    "renew": "stopped; the stages that ended stay, and the same command goes on from there",
+    "watch": "stopped; a renewal that had begun is gone on with the next time",
+    "forgetting": "stopped; the skills that are frozen stay, and the same command goes on from there",
     "label": "stopped; the labels of whole rounds stay, and the same command goes on from there",
 }
 
@@ -56,6 +61,16 @@ def compile(
     judge: Annotated[
         str | None, typer.Option(help="For step a: likelihood, compare, pairwise, points, or a litellm model.")
     ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="A complete run, whose program is compiled on; default: the plain base.")
+    ] = None,
+    guard: Annotated[
+        str | None,
+        typer.Option(help="Of step s, against forgetting: replay_self, replay_labels, kl, osf, low_rate or merge."),
+    ] = None,
+    earlier: Annotated[
+        Path | None, typer.Option(help="Labels to replay, CUADv1-format JSON; default: those of --start-from.")
+    ] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     threads: Annotated[int | None, typer.Option(help="Questions in flight.")] = None,
     overwrite: Overwrite = False,
@@ -69,9 +84,10 @@ def compile(
         "max_contracts": max_contracts, "max_train_questions": max_train_questions,
         "max_val_questions": max_val_questions, "quantize": quantize, "threads": threads,
         "unlabelled": _text(unlabelled), "labeller": labeller, "feedback": _text(feedback), "judge": judge,
+        "start_from": _text(start_from), "guard": guard, "earlier": _text(earlier),
     }  # fmt: skip
     resolved = load_config(config, given)
-    _require_files(resolved.corpus, resolved.test_corpus)
+    _require_files(resolved.corpus, resolved.test_corpus, resolved.earlier)
     _quiet()
     from program.compile import compile as run_compile
 
@@ -88,32 +104,28 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Score a compiled program, beside its uncompiled base, on contracts it has never seen."""
-    from program.runs import read_run
-
-    read_run(run)
+    compiled = _run(run)
     _require_files(str(corpus))
     _quiet()
     from program.evaluate_run import evaluate_run
 
     place = Path(out) if out else run.absolute().with_name(f"{run.absolute().name}-on-{corpus.stem}")
-    _show(evaluate_run(run, corpus, place, max_contracts=max_contracts, overwrite=overwrite, command=_command()))
+    _show(evaluate_run(compiled, corpus, place, max_contracts=max_contracts, overwrite=overwrite, command=_command()))
 
 
 @app.command()
 def ask(
-    run: Annotated[Path, typer.Argument(help="A run folder that `evergreen compile` left.")],
+    run: Annotated[Path, typer.Argument(help="A run of `evergreen compile`, a release, or a home folder.")],
     question: Annotated[str, typer.Argument(help="A question, or one of CUAD's category names.")],
     contract: Annotated[str | None, typer.Option(help="Id of one contract of the run's index; default: all.")] = None,
     debug: Debug = False,
 ) -> None:
     """Ask a compiled program about the contracts of its run."""
-    from program.runs import read_run
-
-    read_run(run)
+    place = _run(run)
     _quiet()
     from program.evaluate_run import ask_run
 
-    answer = ask_run(run, question, contract)
+    answer = ask_run(place, question, contract)
     confidence = "unknown" if answer.confidence is None else f"{answer.confidence:.2f}"
     typer.echo(f"{answer.answer}    (confidence {confidence})")
     for quote in answer.quotes:
@@ -122,7 +134,7 @@ def ask(
 
 @app.command()
 def serve(
-    run: Annotated[Path, typer.Argument(help="A run folder that `evergreen compile` left.")],
+    run: Annotated[Path, typer.Argument(help="A run of `evergreen compile`, a release, or a home folder.")],
     library: Annotated[
         Path | None, typer.Option(help="A library whose contracts are asked; default: the run's.")
     ] = None,
@@ -135,13 +147,14 @@ def serve(
     debug: Debug = False,
 ) -> None:
     """Open the page where reviewers ask, rate, correct and choose; Ctrl-C ends it."""
-    from program.runs import read_run
-
-    read_run(run)
+    place = _run(run)
     _quiet()
+    from program.renewal.home import Home, is_home
     from program.serve.run import serve as serve_run
 
-    serve_run(run, host=host, port=port, token=token, store=store, library=library, rival=rival, threads=threads)
+    if store is None and is_home(run):
+        store = Home(run.absolute()).feedback
+    serve_run(place, host=host, port=port, token=token, store=store, library=library, rival=rival, threads=threads)
 
 
 @app.command()
@@ -192,6 +205,42 @@ def judge(
     for line in result.lines:
         typer.echo(line)
     typer.echo(f"report: {result.path / 'judge_report.html'}")
+
+
+@app.command()
+def forgetting(
+    runs: Annotated[list[Path], typer.Argument(help="Compile runs, in the order in which they learnt.")],
+    skill: Annotated[
+        list[Path] | None, typer.Option(help="CUADv1-format test set of what the first run learnt; again for the next.")
+    ] = None,
+    known: Annotated[
+        list[Path] | None, typer.Option(help="Test set of what was known before the first run; again for more.")
+    ] = None,
+    suite: Annotated[Path, typer.Option(help="Folder of the frozen skills, all of which are scored.")] = Path("suite"),
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("forgetting"),
+    labelled_by: Annotated[str, typer.Option(help="Who labelled new test sets: person or generator.")] = "person",
+    no_abilities: Annotated[bool, typer.Option("--no-abilities", help="Leave out what the base could do.")] = False,
+    margin: Annotated[float, typer.Option(min=0, help="Points that a skill may lose.")] = 2.0,
+    threads: Annotated[int, typer.Option(min=1, help="Questions in flight.")] = 32,
+    seed: Annotated[int, typer.Option()] = 0,
+    debug: Debug = False,
+) -> None:
+    """Score runs on every skill ever trained for, and say what was forgotten."""
+    from program.runs import read_run
+
+    for run in runs:
+        read_run(run)
+    _require_files(*map(str, [*(skill or ()), *(known or ())]))
+    _quiet()
+    from program.forgetting.run import run_forgetting
+
+    result = run_forgetting(
+        runs, skill or (), suite, out, known=known or (), labelled_by=labelled_by, abilities=not no_abilities,
+        margin=margin / 100, threads=threads, seed=seed,
+    )  # fmt: skip
+    for line in result.lines:
+        typer.echo(line)
+    typer.echo(f"report: {result.path / 'forgetting.html'}   {result.figures['seconds']:.0f} s")
 
 
 @app.command()
@@ -321,6 +370,13 @@ def demo(
     _show(run_demo(Path(out), house=house, seed=seed, command=_command()))
 
 
+for _command in (renewal_commands.init, renewal_commands.renew, renewal_commands.watch):
+    app.command()(_command)
+for _command in (history_commands.status, history_commands.history, history_commands.doctor):
+    app.command()(_command)
+app.add_typer(releases_app, name="releases")
+
+
 def main() -> None:
     """Entry point: exit code 2 for wrong use, 1 for a failure, 130 for Ctrl-C; one line says what to do."""
     debug = "--debug" in sys.argv
@@ -338,6 +394,17 @@ def main() -> None:
         from program.config import ConfigError
 
         _leave(_said(error), 2 if isinstance(error, ConfigError | CorpusError) else 1)
+
+
+def _run(path: Path) -> Path:
+    """The complete run that is meant by a run, a release, a folder of releases or a home folder; RunError."""
+    from program.releases.view import resolve
+    from program.renewal.home import Home, is_home
+    from program.runs import read_run
+
+    place = resolve(Home(path.absolute()).releases if is_home(path) else path)
+    read_run(place)
+    return place
 
 
 def _require_files(*paths: str | None, what: str = "CUADv1-format JSON file (`evergreen generate` writes one)") -> None:
@@ -371,18 +438,9 @@ def _show(result: object) -> None:
 
 
 def _quiet() -> None:
-    """Library chatter off: progress bars and our own lines remain."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    for name in ("transformers", "trl", "chromadb", "httpx", "LiteLLM", "sentence_transformers", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
+    from program.runlog import quiet
 
-    transformers_logging.disable_progress_bar()  # of loading weights, once per model
-    import dspy
-
-    # A run that is answered from an earlier run's cache would report that run's times as its own.
-    dspy.configure_cache(enable_disk_cache=False)
+    quiet()
 
 
 def _leave(line: str, code: int) -> None:

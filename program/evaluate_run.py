@@ -22,6 +22,7 @@ from program.contract_review import ContractReview
 from program.evaluate import score_program
 from program.examples import to_examples
 from program.provenance import data_record, version_record
+from program.releases.view import view
 from program.report import write_report
 from program.run_retrieval import read_retrieval
 from program.runs import RunError, RunFolder, read_run
@@ -84,17 +85,18 @@ def ask_run(run: Path, question: str, contract_id: str | None) -> dspy.Predictio
 
 @contextmanager
 def open_run(run: Path) -> Iterator[ContractReview]:
-    """A run's program on the run's own index, ready to be called inside the block."""
-    config, _ = read_compiled(run)
-    retrieval = read_retrieval(run)
-    index = retrieval.open()
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            program = load_compiled(run, index, retrieval.settings, config, Path(scratch))
-            with dspy.context(adapter=build_adapter()):
-                yield program
-    finally:
-        index.close()
+    """A run's program on the run's own index, ready to be called inside the block; a release is not written to."""
+    with view(run) as place:
+        config, _ = read_compiled(place)
+        retrieval = read_retrieval(place)
+        index = retrieval.open()
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                program = load_compiled(place, index, retrieval.settings, config, Path(scratch))
+                with dspy.context(adapter=build_adapter()):
+                    yield program
+        finally:
+            index.close()
 
 
 def read_compiled(run: Path) -> tuple[CompileConfig, str]:

@@ -1,6 +1,7 @@
 """What the optimizers say goes into the run's `compile.log`; the terminal keeps progress bars and our own lines."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -34,3 +35,16 @@ def logged(path: Path) -> Iterator[None]:
                 logger.removeHandler(handler)
                 logger.removeHandler(logging.lastResort)
                 logger.setLevel(levels[name])
+
+
+def quiet() -> None:
+    """Library chatter off: progress bars and our own lines remain."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    for name in ("transformers", "trl", "chromadb", "httpx", "LiteLLM", "sentence_transformers", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # of loading weights, once per model
+    # A run that is answered from an earlier run's cache would report that run's times as its own.
+    dspy.configure_cache(enable_disk_cache=False)

@@ -43,6 +43,10 @@ class RunError(RuntimeError):
     """A run folder cannot be started, written or read; the message says why and what to do."""
 
 
+class BudgetError(RuntimeError):
+    """A run would take more than it may; the message says what of, how much, and what to raise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """A run read back; what an unfinished run had not written yet is empty."""

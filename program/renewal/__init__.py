@@ -1,0 +1,1 @@
+"""The loop: when to renew, with what, under which budget, and what becomes of the candidate."""

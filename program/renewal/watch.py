@@ -1,0 +1,76 @@
+"""`evergreen watch`: look, renew if there is a reason, sleep; unattended, and safe to kill at any moment."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from corpora.types import Contract
+from modules.index_files import read_contracts
+from program.releases.store import ReleaseStore
+from program.renewal.config import load_renewal
+from program.renewal.drifting import check_drift
+from program.renewal.home import Home, RenewalError
+from program.renewal.inputs import contracts_of
+from program.renewal.renew import renew
+from program.run_retrieval import read_retrieval
+from program.runs import write_json
+
+Say = Callable[[str], None]
+
+
+def look_once(
+    home: str | Path, *, say: Say = print, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> dict[str, Any] | None:
+    """Check for drift, and renew if there is a reason; the outcome of the renewal, None where there was none.
+
+    Another process that renews is no error here: it is said, and the next look comes.
+    """
+    place = Home(Path(home).absolute())
+    config = load_renewal(place.path)
+    found = check_drift(place, _served(place, contracts_of(config)), now=now)
+    say(f"drift: {found.about}")
+    outcome, error = None, ""
+    try:
+        outcome = renew(place.path, cause=found.drifted, say=say, now=now)
+    except RenewalError as busy:
+        error = str(busy)
+        say(error)
+    write_json(
+        place.path / "watch.json",
+        {"looked": now().isoformat(timespec="seconds"), "drift": found.about, "renewal": outcome, "error": error},
+    )
+    return outcome
+
+
+def watch(
+    home: str | Path,
+    *,
+    say: Say = print,
+    sleep: Callable[[float], None] = time.sleep,
+    looks: int | None = None,
+) -> None:
+    """Look every `check_hours`, until Ctrl-C (or `looks` times). A renewal that fails is told, and looked at next time.
+
+    ConfigError and what is wrong with the home folder itself end it: waiting would not mend that.
+    """
+    done = 0
+    while looks is None or done < looks:
+        config = load_renewal(home)
+        try:
+            look_once(home, say=say)
+        except (RuntimeError, OSError, ValueError) as error:
+            say(f"this look failed, the next is in {config.check_hours:g} h: {type(error).__name__}: {error}")
+        done += 1
+        if looks is None or done < looks:
+            sleep(config.check_hours * 3600)
+
+
+def _served(home: Home, unlabelled: tuple[Contract, ...]) -> dict[str, Contract]:
+    """The contracts that passages shown are of: those of the live release's index, and the unlabelled ones."""
+    live = ReleaseStore.open(home.releases).live()
+    told = {contract.id: contract for contract in unlabelled}
+    if live is not None:
+        told |= {one.contract.id: one.contract for one in read_contracts(read_retrieval(live.path).index)}
+    return told
