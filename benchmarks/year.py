@@ -71,8 +71,12 @@ class Year:
 
     def __init__(self, args: argparse.Namespace) -> None:
         rng = Random(args.seed)
-        per_house = MONTHS * (args.arriving + args.labelled) + args.frozen
-        first, second = (write_corpus([house], per_house, seed=500 + args.seed) for house in HOUSES)
+        monthly = args.arriving + args.labelled
+        shared = (MONTHS - SECOND_HOUSE + 1) * (monthly // 2 + 1)
+        sizes = ((SECOND_HOUSE - 1) * monthly + shared + args.frozen, shared + args.frozen)
+        first, second = (
+            write_corpus([house], size, seed=500 + args.seed) for house, size in zip(HOUSES, sizes, strict=True)
+        )
         pools = [[contract.id for contract in corpus.contracts] for corpus in (first, second)]
         self.all = Corpus("year", first.contracts + second.contracts, first.labels + second.labels)
         self.asked: list[list[dspy.Example]] = []
@@ -81,7 +85,7 @@ class Year:
         tests = [[pool.pop() for _ in range(args.frozen)] for pool in pools]
         for month in range(1, MONTHS + 1):
             known = pools if month >= SECOND_HOUSE else pools[:1]
-            take = [known[i % len(known)].pop() for i in range(args.arriving + args.labelled)]
+            take = [known[i % len(known)].pop() for i in range(monthly)]
             arriving, labelled = take[: args.arriving], take[args.arriving :]
             asked = self._of(arriving, month)
             self.asked.append(sample_examples(to_examples(asked), args.questions, args.seed + month))
@@ -200,7 +204,7 @@ class Bench:
             f'corpus = "corpus.json"\nfrozen = "frozen.json"\nfirst_recipe = "s"\nrecipe = "s"\nseed = {args.seed}\n'
             f"labels_min = {args.labels_min}\n[compile]\nk_passages = {args.k}\nsft_epochs = {float(args.epochs)}\n"
             f"max_tokens = 192\nmax_train_questions = {args.max_rows}\nmax_val_questions = 48\n"
-            "[gate]\ndetectable = 0.12\ndiscordance = 0.3\nmax_decisions = 6\n"
+            "[gate]\ndetectable = 0.15\ndiscordance = 0.3\nmax_decisions = 6\n"
         )
 
     def asked(self, month: int) -> dict[str, list[dict[str, Any]]]:
@@ -314,16 +318,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--months", type=int, default=MONTHS)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--arriving", type=int, default=6, help="contracts that are asked about in a month")
-    parser.add_argument("--questions", type=int, default=60, help="questions about them")
+    parser.add_argument("--arriving", type=int, default=5, help="contracts that are asked about in a month")
+    parser.add_argument("--questions", type=int, default=48, help="questions about them")
     parser.add_argument("--labelled", type=int, default=4, help="contracts that people label in a month")
-    parser.add_argument("--labels", type=int, default=32, help="of their questions")
+    parser.add_argument("--labels", type=int, default=28, help="of their questions")
     parser.add_argument("--noise", type=float, default=0.05, help="share of labels that is wrong")
-    parser.add_argument("--frozen", type=int, default=12, help="contracts of each house that the gate decides on")
-    parser.add_argument("--gate", type=int, default=320, help="questions about them")
-    parser.add_argument("--labels-min", type=int, default=90)
+    parser.add_argument("--frozen", type=int, default=10, help="contracts of each house that the gate decides on")
+    parser.add_argument("--gate", type=int, default=240, help="questions about them")
+    parser.add_argument("--labels-min", type=int, default=80)
     parser.add_argument("--max-rows", type=int, default=200)
-    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--k", type=int, default=3, help="passages")
     parser.add_argument("--out", type=Path, help="a new folder")
     parser.add_argument("--show", type=Path, nargs="+", help="year.json of earlier runs")

@@ -10,6 +10,7 @@ from platform import python_version
 
 import psutil
 
+from program.config import ConfigError
 from program.history.findings import Finding, odd, well, wrong
 from program.releases.store import ReleaseStore
 from program.releases.types import Release, ReleaseError
@@ -119,7 +120,10 @@ def _base(home: Home) -> list[Finding]:
     if given := told.get("spec", {}).get("name_or_path"):
         name = str(given)
     elif (home.path / FILE_NAME).is_file():
-        name = load_renewal(home.path).lm
+        try:
+            name = load_renewal(home.path).lm
+        except ConfigError:
+            return []  # check_config says why
     try:
         if name in BUNDLED or Path(name).expanduser().is_dir():
             folder = find_folder(name)

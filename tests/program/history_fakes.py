@@ -90,7 +90,7 @@ def renewal(home, releases, clock, number, outcome, score, why, live, skills=("h
         run = scored_run(home.path.parent / f"{home.path.name}-run{number}", number, score)
         release = releases.add(run, parents=[live] if live else [], decision=f"d{number}")
         told |= {"release": release.id, "decision": f"d{number}"}
-        gain = 0.006 if outcome == "undecided" else score - 0.78 + 0.01 * number
+        gain = {"undecided": 0.006, "refused": -0.008}.get(outcome, 0.031)
         decision = decided(outcome, gain, skills if number > 1 else (), lost=outcome == "refused")
         told["why"] = "; ".join(decision.reasons)
         (folder / "decision.json").write_text(to_json(decision))

@@ -10,6 +10,7 @@ import pytest
 
 from corpora.cuad import question_text
 from corpora.types import Contract, Passage, Quote
+from modules.index_files import StoreError
 from program.contract_review import ContractReview
 from program.feedback.store import FeedbackStore
 from program.feedback.types import Said
@@ -169,6 +170,8 @@ def test_a_real_program_is_traced_with_scores_and_tokens(world, counted, traces)
     with dspy.context(callbacks=[Tracing(traces, "mine", contracts=contracts)]):
         said = program(question=question, contract_id=contract_id)
         program.retrieve(question=question, contract_id=contract_id)
+        with pytest.raises(StoreError):  # a retriever by itself answers nothing, and fails at no answer
+            program.retrieve(question=question, contract_id="no such contract")
         with dspy.context(track_usage=True):
             program(question=question, contract_id=contract_id)
     first, second = traces.between()
