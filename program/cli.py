@@ -144,17 +144,31 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8765,
     token: Annotated[str | None, typer.Option(help="At least 16 characters; or set EVERGREEN_TOKEN.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Questions in flight.")] = 8,
+    trace_inputs: Annotated[str, typer.Option(help="Of questions and answers, keep the full text or a hash.")] = "full",
+    no_traces: Annotated[bool, typer.Option("--no-traces", help="Keep no record of what was answered.")] = False,
     debug: Debug = False,
 ) -> None:
     """Open the page where reviewers ask, rate, correct and choose; Ctrl-C ends it."""
-    place = _run(run)
+    _run(run)
     _quiet()
     from program.renewal.home import Home, is_home
     from program.serve.run import serve as serve_run
+    from program.traces.policy import TracePolicy
 
-    if store is None and is_home(run):
-        store = Home(run.absolute()).feedback
-    serve_run(place, host=host, port=port, token=token, store=store, library=library, rival=rival, threads=threads)
+    policy = None if no_traces else TracePolicy(inputs=trace_inputs)
+    if is_home(run):
+        run, store = Home(run.absolute()).releases, store or Home(run.absolute()).feedback
+    serve_run(
+        run,
+        trace_policy=policy,
+        host=host,
+        port=port,
+        token=token,
+        store=store,
+        library=library,
+        rival=rival,
+        threads=threads,
+    )
 
 
 @app.command()

@@ -20,10 +20,13 @@ from program.contract_review import ContractReview
 from program.evaluate_run import load_compiled, open_run, read_compiled
 from program.feedback.store import FeedbackStore
 from program.library import open_library
+from program.releases.reader import ReleaseReader
+from program.releases.view import resolve
 from program.run_retrieval import read_retrieval
 from program.serve.app import create_app
 from program.serve.auth import LOCAL_NAMES, MIN_TOKEN_CHARS, is_loopback
 from program.serve.errors import ServeError
+from program.serve.following import following
 from program.serve.reviews import Reviews
 from program.serve.session import IndexContracts, Session
 from program.traces.policy import TracePolicy
@@ -53,7 +56,7 @@ def serve(
     trace_policy: TracePolicy | None = TracePolicy(),  # noqa: B008  it is frozen
     say: Say | None = None,
 ) -> None:
-    """Serve a run's program and the page to review with, until Ctrl-C.
+    """Serve a run's program and the page to review with, until Ctrl-C; of a folder of releases, whatever is live.
 
     `store` is where feedback is kept (`feedback.db` beside the run's folder if not told), `library` a library whose
     contracts are asked in the place of the run's own, `rival` another run whose answers are laid beside, blind. Answers
@@ -64,7 +67,8 @@ def serve(
     ServeError where the port is taken.
     """
     say = say or (lambda line: print(line, file=sys.stderr))
-    run = Path(run)
+    follow = Path(run) if ReleaseReader.is_root(Path(run)) else None
+    run = resolve(run)
     token = checked_token(host, token or os.environ.get(TOKEN_VARIABLE) or None)
     read_compiled(run)
     with ExitStack() as stack:
@@ -81,6 +85,8 @@ def serve(
             rival_release=release_of(Path(rival)) if rival is not None else "", threads=threads, seed=seed,
             traces=traced,
         )  # fmt: skip
+        if follow is not None:
+            stack.enter_context(following(session, follow, lambda place: open_program(place, library), say))
         stack.callback(session.close)
         reviews = Reviews(session)
         stack.callback(reviews.close)

@@ -41,6 +41,15 @@ class Offer:
     right: Answered
 
 
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What answers now: one program of one release, on its contracts."""
+
+    program: dspy.Module
+    release: str
+    contracts: Mapping[str, Contract]
+
+
 class IndexContracts(Mapping[str, Contract]):
     """The contracts of an index by id, as it holds them now."""
 
@@ -93,8 +102,8 @@ class Session:
         """
         if samples < 1 or threads < 1:
             raise ValueError(f"{samples} samples on {threads} threads were asked for; ask for 1 or more of each")
-        self.program, self.contracts, self.store, self.release = program, contracts, store, release
-        self.traces = traces
+        self._live = Live(program, release, contracts)
+        self.store, self.traces = store, traces
         self._rival, self._rival_release = rival, rival_release
         self._sampled, self._samples = sampled, samples
         self._random, self._lock = random.Random(seed), threading.Lock()
@@ -102,6 +111,20 @@ class Session:
         self._hashes: dict[str, tuple[str, str]] = {}
         self._context = contextvars.copy_context()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="asking")
+
+    @property
+    def release(self) -> str:
+        """The release that answers now."""
+        return self._live.release
+
+    @property
+    def contracts(self) -> Mapping[str, Contract]:
+        """The contracts that can be asked now."""
+        return self._live.contracts
+
+    def swap(self, live: Live) -> None:
+        """Answer by another release from the next question on; what is being asked is answered by the one before."""
+        self._live = live
 
     def close(self) -> None:
         """Ask nothing more; returns when what runs has ended. The store stays open."""
@@ -120,7 +143,8 @@ class Session:
         UnknownError, FeedbackError for a question that is empty or too long, and whatever the program raises.
         """
         asked = self._ask(question, contract_id)
-        return self._record(asked, *self._start(lambda: self.program, asked, self.release).result())
+        live = self._live
+        return self._record(asked, *self._start(lambda: live.program, asked, live.release).result())
 
     def candidates(self, question: str, contract_id: str) -> Offer:
         """Two different answers, laid left and right by a coin: the program's, and a sample's or the rival's.
@@ -128,8 +152,9 @@ class Session:
         AgreementError where all say the same, as `ask` else. Answers that cannot be read are not laid before anybody.
         """
         asked = self._ask(question, contract_id)
-        first = self._start(lambda: self.program, asked, self.release)
-        others = [future.result() for future in self._others(asked)]
+        live = self._live
+        first = self._start(lambda: live.program, asked, live.release)
+        others = [future.result() for future in self._others(asked, live)]
         said, watch = first.result()
         if self._rival is None:
             said = replace(said, samples_agree=sum(_same(said, other) for other, _ in others) / len(others))
@@ -158,16 +183,17 @@ class Session:
         The first failure is raised, the rest is not asked; what was answered stays recorded.
         """
         self.contract(contract_id)
+        live = self._live
 
         def one(number: int, name: str) -> Answered:
             asked = self._ask(name, contract_id)
-            answered = self._record(asked, *self._say(lambda: self.program, asked, self.release))
+            answered = self._record(asked, *self._say(lambda: live.program, asked, live.release))
             on_answer(number, answered)
             return answered
 
         futures = [self._submit(one, number, name) for number, name in enumerate(categories)]
         try:
-            return Review(contract_id, self.release, tuple(future.result() for future in futures))
+            return Review(contract_id, live.release, tuple(future.result() for future in futures))
         finally:
             for future in futures:
                 future.cancel()
@@ -220,13 +246,13 @@ class Session:
         name = _BY_NAME.get(folded(question).casefold()) or _BY_QUESTION.get(folded(question))
         return self.store.ask(question_text(name) if name else question, self.contract(contract_id), name)
 
-    def _others(self, asked: Asked) -> list[Future[Told]]:
+    def _others(self, asked: Asked, live: Live) -> list[Future[Told]]:
         if self._rival is not None:
             return [self._start(lambda: self._rival, asked, self._rival_release)]
         with self._lock:
             numbers = [self._random.randrange(1, 2**31) for _ in range(self._samples)]
         return [
-            self._start(lambda n=n: self._sampled(self.program, n), asked, self.release, f"rollout {n}")
+            self._start(lambda n=n: self._sampled(live.program, n), asked, live.release, f"rollout {n}")
             for n in numbers
         ]
 

@@ -209,6 +209,14 @@ def test_a_corrupt_live_release_is_refused_and_the_one_before_served(three, stor
         resolve(last) if file != "gone" else store.verify(three[2])
 
 
+def test_a_manifest_that_was_edited_is_refused(three, store):
+    path = store.get(three[0]).path / "manifest.json"
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace('"mean": 0.5,', '"mean": 0.9,', 1))
+    with pytest.raises(ReleaseError, match="is not as it was written"):
+        store.promote(three[0], "better than it is")
+
+
 def test_what_was_rolled_back_is_not_served_again_when_the_live_one_breaks(three, store):
     a, b, c = three
     for name in three:

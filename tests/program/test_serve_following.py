@@ -1,0 +1,83 @@
+"""A served folder of releases: what is live answers, from the next question on, and a broken release never."""
+
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import dspy
+import pytest
+
+from corpora.types import Contract
+from program.feedback.store import FeedbackStore
+from program.releases.store import ReleaseStore
+from program.serve.following import following
+from program.serve.session import Session
+from tests.program.releases_fakes import write_run
+
+CONTRACTS = {"c": Contract("c", "The law of Ohio governs.")}
+
+
+class Says(dspy.Module):
+    def __init__(self, words):
+        super().__init__()
+        self.words = words
+        self.retrieve = SimpleNamespace(index=SimpleNamespace(contents={"c": SimpleNamespace(contract=CONTRACTS["c"])}))
+
+    def forward(self, question, contract_id):
+        return dspy.Prediction(answer=self.words, quotes=[], found=True, confidence=0.5)
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A session on the first of two releases that is followed, its store of releases, and which folders are open."""
+    releases, open_now, said = ReleaseStore.open(tmp_path / "releases"), [], []
+    ids = [releases.add(write_run(tmp_path / f"run{n}", n)).id for n in (1, 2, 3, 4)]
+    releases.promote(ids[0], "the first")
+
+    @contextmanager
+    def opened(place):
+        open_now.append(place.name)
+        yield Says(f"by {place.name}")
+        open_now.remove(place.name)
+
+    with FeedbackStore.open(tmp_path / "feedback.db") as store:
+        session = Session(Says("by the first"), CONTRACTS, store, release=ids[0])
+        with following(session, tmp_path / "releases", opened, said.append, every_s=0.02):
+            yield SimpleNamespace(session=session, releases=releases, ids=ids, open_now=open_now, said=said)
+        session.close()
+    assert open_now == []
+
+
+def until(true, seconds=10):
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert true()
+
+
+def test_the_next_question_is_answered_by_what_is_live(served):
+    assert served.session.ask("Which law?", "c").answer == "by the first"
+    for release in served.ids[1:]:
+        served.releases.promote(release, "better")
+        until(lambda release=release: served.session.release == release)
+        told = served.session.ask("Which law?", "c")
+        assert (told.answer, told.release) == (f"by {release}", release)
+    assert served.open_now == served.ids[2:], "the one before may still be asked, those before it are closed"
+    served.releases.rollback(reason="worse after all")
+    until(lambda: served.session.release == served.ids[2])
+    assert served.said[-1] == f"{served.ids[2]} answers now"
+
+
+def test_a_broken_release_does_not_answer_and_is_told_once(served, caplog):
+    second = served.ids[1]
+    served.releases.promote(second, "better")
+    until(lambda: served.session.release == second)
+    served.releases.promote(served.ids[2], "better")
+    until(lambda: served.session.release == served.ids[2])
+    broken = served.releases.get(served.ids[3]).path / "program" / "program.json"
+    served.releases.promote(served.ids[3], "better")
+    until(lambda: served.session.release == served.ids[3])
+    broken.chmod(0o600)
+    broken.write_text("{}")
+    until(lambda: served.session.release == served.ids[2])  # what was live before it
+    assert served.session.ask("Which law?", "c").answer == f"by {served.ids[2]}"
