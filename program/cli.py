@@ -8,7 +8,12 @@ from typing import Annotated
 
 import typer
 
+from program import label_commands, library_commands
+from program.feedback import commands as feedback_commands
+from program.forgetting import commands as forgetting_commands
 from program.history import commands as history_commands
+from program.judging import commands as judging_commands
+from program.options import Debug, Overwrite, quiet, require_files, text_of
 from program.releases.commands import releases_app
 from program.renewal import commands as renewal_commands
 
@@ -33,10 +38,6 @@ _STOPPED = {
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Contract review that compiles its own prompts and weights."
 )
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace a complete run; the old one is kept as NAME.previous.")
-]
 
 
 @app.command()
@@ -80,15 +81,15 @@ def compile(
     from program.config import load_config
 
     given = {
-        "corpus": _text(corpus), "test_corpus": _text(test), "out": out, "lm": lm, "recipe": recipe, "seed": seed,
+        "corpus": text_of(corpus), "test_corpus": text_of(test), "out": out, "lm": lm, "recipe": recipe, "seed": seed,
         "max_contracts": max_contracts, "max_train_questions": max_train_questions,
         "max_val_questions": max_val_questions, "quantize": quantize, "threads": threads,
-        "unlabelled": _text(unlabelled), "labeller": labeller, "feedback": _text(feedback), "judge": judge,
-        "start_from": _text(start_from), "guard": guard, "earlier": _text(earlier),
+        "unlabelled": text_of(unlabelled), "labeller": labeller, "feedback": text_of(feedback), "judge": judge,
+        "start_from": text_of(start_from), "guard": guard, "earlier": text_of(earlier),
     }  # fmt: skip
     resolved = load_config(config, given)
-    _require_files(resolved.corpus, resolved.test_corpus, resolved.earlier)
-    _quiet()
+    require_files(resolved.corpus, resolved.test_corpus, resolved.earlier)
+    quiet()
     from program.compile import compile as run_compile
 
     _show(run_compile(resolved, overwrite=overwrite, command=_command()))
@@ -105,8 +106,8 @@ def evaluate(
 ) -> None:
     """Score a compiled program, beside its uncompiled base, on contracts it has never seen."""
     compiled = _run(run)
-    _require_files(str(corpus))
-    _quiet()
+    require_files(str(corpus))
+    quiet()
     from program.evaluate_run import evaluate_run
 
     place = Path(out) if out else run.absolute().with_name(f"{run.absolute().name}-on-{corpus.stem}")
@@ -122,7 +123,7 @@ def ask(
 ) -> None:
     """Ask a compiled program about the contracts of its run."""
     place = _run(run)
-    _quiet()
+    quiet()
     from program.evaluate_run import ask_run
 
     answer = ask_run(place, question, contract)
@@ -150,7 +151,7 @@ def serve(
 ) -> None:
     """Open the page where reviewers ask, rate, correct and choose; Ctrl-C ends it."""
     _run(run)
-    _quiet()
+    quiet()
     from program.renewal.home import Home, is_home
     from program.serve.run import serve as serve_run
     from program.traces.policy import TracePolicy
@@ -169,180 +170,6 @@ def serve(
         rival=rival,
         threads=threads,
     )
-
-
-@app.command()
-def feedback(
-    store: Annotated[Path, typer.Argument(help="The feedback store that `evergreen serve` keeps.")],
-    export: Annotated[Path | None, typer.Option(help="Write all of it to this .json or .csv file.")] = None,
-    take: Annotated[Path | None, typer.Option("--import", help="Take in a .json file that was exported.")] = None,
-    withdraw: Annotated[str | None, typer.Option(help="A name, all of whose feedback is no longer used.")] = None,
-    debug: Debug = False,
-) -> None:
-    """Say how much feedback there is; export it, take in another's, or withdraw a person's."""
-    from program.feedback.run import manage
-
-    _require_files(str(store), _text(take), what="feedback store, or a file exported from one")
-    for line in manage(store, export=export, take=take, withdraw=withdraw):
-        typer.echo(line)
-
-
-@app.command()
-def judge(
-    corpus: Annotated[Path, typer.Option(help="Labelled contracts to hold the judge against, CUADv1-format JSON.")],
-    run: Annotated[
-        Path | None, typer.Argument(help="A compile run whose LM judges; default: the bundled base.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("judge"),
-    judge: Annotated[
-        str, typer.Option(help="likelihood, pairwise, points, compare, or a litellm model that compares pairs.")
-    ] = "likelihood",
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs with gold.")] = 200,
-    length_control: Annotated[bool, typer.Option("--length-control", help="Take out what length adds.")] = False,
-    feedback: Annotated[
-        Path | None, typer.Option(help="A feedback store, whose choices it is held against too.")
-    ] = None,
-    max_contracts: Annotated[int | None, typer.Option(help="Read only so many contracts.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 32,
-    seed: Annotated[int, typer.Option()] = 0,
-    debug: Debug = False,
-) -> None:
-    """Measure a judge: agreement with gold and people, flips, length bias, degenerate answers."""
-    _require_files(str(corpus), _text(feedback))
-    _quiet()
-    from program.judging.run import run_judge
-
-    result = run_judge(
-        run, corpus, out, judge=judge, n=pairs, seed=seed, max_contracts=max_contracts, threads=threads,
-        length_control=length_control, feedback=feedback,
-    )  # fmt: skip
-    for line in result.lines:
-        typer.echo(line)
-    typer.echo(f"report: {result.path / 'judge_report.html'}")
-
-
-@app.command()
-def forgetting(
-    runs: Annotated[list[Path], typer.Argument(help="Compile runs, in the order in which they learnt.")],
-    skill: Annotated[
-        list[Path] | None, typer.Option(help="CUADv1-format test set of what the first run learnt; again for the next.")
-    ] = None,
-    known: Annotated[
-        list[Path] | None, typer.Option(help="Test set of what was known before the first run; again for more.")
-    ] = None,
-    suite: Annotated[Path, typer.Option(help="Folder of the frozen skills, all of which are scored.")] = Path("suite"),
-    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("forgetting"),
-    labelled_by: Annotated[str, typer.Option(help="Who labelled new test sets: person or generator.")] = "person",
-    no_abilities: Annotated[bool, typer.Option("--no-abilities", help="Leave out what the base could do.")] = False,
-    margin: Annotated[float, typer.Option(min=0, help="Points that a skill may lose.")] = 2.0,
-    threads: Annotated[int, typer.Option(min=1, help="Questions in flight.")] = 32,
-    seed: Annotated[int, typer.Option()] = 0,
-    debug: Debug = False,
-) -> None:
-    """Score runs on every skill ever trained for, and say what was forgotten."""
-    from program.runs import read_run
-
-    for run in runs:
-        read_run(run)
-    _require_files(*map(str, [*(skill or ()), *(known or ())]))
-    _quiet()
-    from program.forgetting.run import run_forgetting
-
-    result = run_forgetting(
-        runs, skill or (), suite, out, known=known or (), labelled_by=labelled_by, abilities=not no_abilities,
-        margin=margin / 100, threads=threads, seed=seed,
-    )  # fmt: skip
-    for line in result.lines:
-        typer.echo(line)
-    typer.echo(f"report: {result.path / 'forgetting.html'}   {result.figures['seconds']:.0f} s")
-
-
-@app.command()
-def label(
-    corpus: Annotated[Path, typer.Option(help="People's labels, CUADv1-format JSON.")],
-    unlabelled: Annotated[Path, typer.Option(help="Contracts to label: CUADv1-format JSON or a library.")],
-    out: Annotated[Path, typer.Option(help="Folder of the labels; with it again, goes on.")] = Path("labels"),
-    run: Annotated[Path | None, typer.Option(help="A compile run whose program labels; default: the plain LM.")] = None,
-    lm: Annotated[str, typer.Option(help="evergreen-base, a model folder, or a hub id.")] = "evergreen-base",
-    labeller: Annotated[str | None, typer.Option(help="A litellm model in the LM's place.")] = None,
-    answered: Annotated[int, typer.Option(min=0, help="Known questions to put to unlabelled contracts.")] = 600,
-    written: Annotated[int, typer.Option(min=0, help="Questions to write about passages.")] = 0,
-    descriptions: Annotated[int, typer.Option(min=1, help="Wordings of the task to write under, in turn.")] = 1,
-    follow_ups: Annotated[int, typer.Option(min=0, help="More questions in each such conversation.")] = 0,
-    reworded: Annotated[int, typer.Option(min=0, help="Labels to ask in other words.")] = 0,
-    samples: Annotated[int, typer.Option(min=0, help="Sampled answers that have to agree; 0: none are asked.")] = 0,
-    judge: Annotated[bool, typer.Option("--judge", help="An LM checks faithfulness and answerability.")] = False,
-    pii: Annotated[
-        str, typer.Option(help="Labels with personal data: keep, drop, or mask it in question and answer.")
-    ] = "keep",
-    gold: Annotated[Path | None, typer.Option(help="Labels of the unlabelled contracts, for the report alone.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Questions in flight.")] = 32,
-    seed: Annotated[int, typer.Option()] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop.")] = False,
-    debug: Debug = False,
-) -> None:
-    """Write labels for unlabelled contracts after people's, and keep those that pass every filter."""
-    _require_files(str(corpus), _text(gold), *([] if unlabelled.is_dir() else [str(unlabelled)]))
-    _quiet()
-    from program.label import estimate
-    from program.label import label as label_contracts
-    from program.label_settings import FILTERS, LabelSettings
-
-    chosen = {"agreement": samples > 0, "judge": judge}
-    settings = LabelSettings(
-        answered=answered, written=written, descriptions=descriptions, follow_ups=follow_ups, reworded=reworded,
-        samples=max(1, samples), pii=pii, seed=seed,
-        filters=tuple(name for name in FILTERS if chosen.get(name, True)),
-    )  # fmt: skip
-    given = {"run": run, "lm": lm, "labeller": labeller, "settings": settings, "threads": threads}
-    if dry_run:
-        typer.echo(estimate(corpus, unlabelled, **given))
-        return
-    result = label_contracts(corpus, unlabelled, out, gold=gold, **given)
-    for line in result.lines:
-        typer.echo(line)
-    typer.echo(f"labels: {result.path / 'labels.cuad.json'}   report: {result.path / 'label_report.html'}")
-
-
-@app.command()
-def index(
-    paths: Annotated[
-        list[Path], typer.Argument(help="Files, folders and zips: txt, md, html, pdf, docx, CUADv1 JSON.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the library, made if it is not there.")],
-    prune: Annotated[bool, typer.Option("--prune", help="Take out contracts whose files are gone.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Read unchanged failures again.")] = False,
-    max_chars: Annotated[int | None, typer.Option(min=1, help="Characters of a passage; 600.")] = None,
-    embedder: Annotated[str | None, typer.Option(help="Folder or hub id; default: all-MiniLM-L6-v2.")] = None,
-    debug: Debug = False,
-) -> None:
-    """Index the contracts in your files, and keep the index in step with them."""
-    from corpora.files.walk import require_paths
-    from program.library_report import report_lines
-
-    require_paths(paths)
-    _quiet()
-    from program.library import index_paths
-
-    options = {"prune": prune, "retry_failed": retry_failed, "max_chars": max_chars, "embedder": embedder}
-    report = index_paths(paths, out, **options)
-    for line in report_lines(report):
-        typer.echo(line)
-    raise typer.Exit(report.exit_code)
-
-
-@app.command()
-def adopt(
-    library: Annotated[Path, typer.Argument(help="A library that `evergreen index` made.")],
-    run: Annotated[Path, typer.Argument(help="A compile run whose recipe tuned the retriever.")],
-    debug: Debug = False,
-) -> None:
-    """Index a library anew with the retriever that a run has tuned; the old index serves until then."""
-    _quiet()
-    from program.library import adopt as adopt_retriever
-
-    n_passages = adopt_retriever(library, run)
-    typer.echo(f"{library}: {n_passages} passages by the retriever of {run}")
 
 
 @app.command()
@@ -378,16 +205,18 @@ def demo(
     from corpora.synthetic import load_house
 
     load_house(house)
-    _quiet()
+    quiet()
     from program.demo import run_demo
 
     _show(run_demo(Path(out), house=house, seed=seed, command=_command()))
 
 
-for _command in (renewal_commands.init, renewal_commands.renew, renewal_commands.watch):
-    app.command()(_command)
-for _command in (history_commands.status, history_commands.history, history_commands.doctor):
-    app.command()(_command)
+for _each in (
+    feedback_commands.feedback, judging_commands.judge, forgetting_commands.forgetting, label_commands.label,
+    library_commands.index, library_commands.adopt, renewal_commands.init, renewal_commands.renew,
+    renewal_commands.watch, history_commands.status, history_commands.history, history_commands.doctor,
+):  # fmt: skip
+    app.command()(_each)
 app.add_typer(releases_app, name="releases")
 
 
@@ -421,15 +250,6 @@ def _run(path: Path) -> Path:
     return place
 
 
-def _require_files(*paths: str | None, what: str = "CUADv1-format JSON file (`evergreen generate` writes one)") -> None:
-    """Refuse a missing file at once: the libraries take seconds to load, and would load only to say so."""
-    from corpora.errors import CorpusError
-
-    for path in paths:
-        if path is not None and not Path(path).is_file():
-            raise CorpusError(f"there is no file {path}; give a {what}")
-
-
 def _said(error: Exception) -> str:
     """What an error and its notes say; of an error that is not the project's own, its type and how to see more."""
     notes = [note for each in (error, error.__cause__) for note in getattr(each, "__notes__", [])]
@@ -451,19 +271,9 @@ def _show(result: object) -> None:
     typer.echo(f"kept: {result.recipe or 'base'}   report: {result.path / 'report.html'}   {result.seconds:.0f} s")
 
 
-def _quiet() -> None:
-    from program.runlog import quiet
-
-    quiet()
-
-
 def _leave(line: str, code: int) -> None:
     sys.stderr.write(f"evergreen: {' '.join(line.split())}\n")
     raise SystemExit(code)
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def _command() -> str:

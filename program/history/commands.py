@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from program.config import ConfigError
+from program.options import Debug
 from program.renewal.home import Home
 
 Folder = Annotated[Path, typer.Argument(help="The home folder: the one with evergreen.toml.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
 
 def status(home: Folder = Path("."), debug: Debug = False) -> None:

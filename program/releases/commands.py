@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
+from program.options import Debug
 from program.releases.store import ReleaseStore
 from program.releases.types import Release, ReleaseError
 
 releases_app = typer.Typer(no_args_is_help=True, help="Keep compiled programs, and say which one is live.")
 Root = Annotated[Path, typer.Option(help="Folder of the releases.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 Id = Annotated[str, typer.Argument(help="Id of a release, or how the only one begins: 0007.")]
 Reason = Annotated[str, typer.Option(help="Why; it is kept.")]
 _DAY_S = 86_400.0

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from program.options import Debug, quiet
+
 Home = Annotated[Path, typer.Argument(help="The home folder, with evergreen.toml.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 
 _TOML = """\
 # What the loop learns from and decides on; every key: program/renewal/config.py
@@ -50,10 +51,9 @@ def renew(
     debug: Debug = False,
 ) -> None:
     """Make a candidate if there is a reason to, and let the gate decide; goes on with one that was interrupted."""
-    from program.renewal.renew import renew as renew_home
-    from program.runlog import quiet
-
     quiet()
+    from program.renewal.renew import renew as renew_home
+
     outcome = renew_home(home, by_hand=why, say=typer.echo)
     if outcome is None:
         typer.echo("no reason to renew; give one with --why to do it all the same")
@@ -69,8 +69,7 @@ def watch(
     debug: Debug = False,
 ) -> None:
     """Look for drift, feedback and new contracts every `check_hours`, and renew for a reason, until Ctrl-C."""
-    from program.renewal.watch import watch as watch_home
-    from program.runlog import quiet
-
     quiet()
+    from program.renewal.watch import watch as watch_home
+
     watch_home(home, say=typer.echo, looks=1 if once else None)
