@@ -209,6 +209,10 @@ def _days(values: list[float], share: float) -> str:
     return f"{at:.0f}" if np.isfinite(at) else "unseen"
 
 
+def _known(days: float) -> float | None:
+    return days if np.isfinite(days) else None  # JSON has no infinity
+
+
 def main() -> None:
     """Simulate, print the two tables; `--out` keeps the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -244,13 +248,14 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name, (shift, cause) in SHIFTS.items():
         first, again, causes = delays(shift, _KINDS["by contract"], args)
-        told["delays"].append({"shift": name, "days": first, "confirmed": again, "causes": causes})
+        known = {"days": [_known(one) for one in first], "two_in_a_row": [_known(one) for one in again]}
+        told["delays"].append({"shift": name, **known, "causes": causes})
         seen = sum(map(np.isfinite, first))
         print(f"| {name} | {seen} of {len(first)} | {_days(first, 0.5)} | {_days(first, 0.9)} | {_days(again, 0.5)} | "
               f"{cause} {causes[cause]} of {seen} |", flush=True)  # fmt: skip
     print(f"\n{time.process_time() - begun:.0f} CPU seconds in all")
     if args.out:
-        args.out.write_text(json.dumps(told, indent=1, default=str) + "\n")
+        args.out.write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":
