@@ -46,7 +46,7 @@ _STAGE = {
     "made": "it is done, and its result is not on the disk yet",
     "kept": "its result is on the disk",
 }
-STAGES = ("inputs", "plan", "candidate", "skills", "gate", "release", "quarantine")
+STAGES = ("inputs", "plan", "candidate", "skills", "latency", "gate", "release", "quarantine")
 NAMES |= {f"renew.{stage}.{point}": told for stage in STAGES for point, told in _STAGE.items()}
 
 _reached: Counter[str] = Counter()

@@ -14,6 +14,8 @@ from program.intervals import Interval, mean_interval, ratio_interval
 from program.metrics import ratio
 from program.summary import is_absent
 
+_FEW_ANSWERS = 20
+
 
 def bounded(evidence: Evidence, pairs: Pairs, rules: GateRules) -> list[Check]:
     """KL, length, abstention, latency and memory, as far as the rules ask for them; `pairs` must not be empty."""
@@ -93,7 +95,9 @@ def _length(pairs: Pairs, rules: GateRules) -> Check:
     answered = np.sum(counts, axis=0)[[1, 3]]
     if not answered[0]:
         return _unknown("length", rules.max_length_ratio, "the candidate answers no question of the test set", "ratio")
-    against, words = (2, "the incumbent's") if answered[1] else (4, "the gold answers' (the incumbent answers none)")
+    against, words = 2, "the incumbent's"
+    if answered[1] < _FEW_ANSWERS:  # a base that answers next to nothing is no measure of length
+        against, words = 4, f"the gold answers' (the incumbent gives {answered[1]:.0f} answers)"
 
     def of(sums: np.ndarray) -> np.ndarray:
         return ratio(sums[..., 0:2]) / ratio(sums[..., against : against + 2])

@@ -1,4 +1,4 @@
-"""One renewal: inputs, plan, candidate, skills, gate, release; each stage kept, so that a killed one goes on.
+"""One renewal: inputs, plan, candidate, skills, latency, gate, release; each stage kept, so that a killed one goes on.
 
     home/renewals/0003/  stages/*.json  feedback.db  calls/  candidate/ (a run)  decision.json  gate.html  outcome.json
 
@@ -9,7 +9,7 @@ moves one pointer; serving goes on meanwhile.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from program.renewal.inputs import look, take
 from program.renewal.labelled import FILE_NAME, harm, set_apart
 from program.renewal.plan import Plan, make_plan
 from program.renewal.stages import Stages
+from program.renewal.timing import side_by_side
 from program.renewal.triggers import Trigger, due
 from program.runs import read_run, write_json
 
@@ -106,7 +107,8 @@ class _Renewal:
             if candidate["chosen"] == "base":
                 return self._end("kept", told, "no step raised the score on validation questions")
             skills = self.stages.run("skills", lambda: self._skills())
-            verdict = self.stages.run("gate", lambda: self._decide(told["inputs"], candidate, skills))
+            seconds = self.stages.run("latency", lambda: self._latency(told["inputs"]))
+            verdict = self.stages.run("gate", lambda: self._decide(told["inputs"], candidate, skills, seconds))
             told |= {"decision": verdict["id"]}
             release = self.stages.run("release", lambda: self._release(told["inputs"], verdict, plan))
             told |= {"release": release["id"]}
@@ -131,14 +133,14 @@ class _Renewal:
     def _candidate(self, plan: Plan, inputs: dict[str, Any]) -> dict[str, Any]:
         """A run that starts from the live release, in `candidate`: where it is there already, it is that."""
         out, config = self.folder / "candidate", self.config
-        live = self.releases.get(inputs["live"]) if inputs["live"] else None
+        live = self._live_path(inputs)
         if not _complete(out):
             given = {
                 "corpus": str(self.folder / "corpus.json"), "test_corpus": config.frozen, "lm": config.lm,
                 "recipe": plan.recipe, "seed": config.seed, "unlabelled": config.contracts,
                 "labeller": config.labeller, "out": str(out),
                 "feedback": str(self.folder / "feedback.db") if "a" in plan.recipe.split(" -> ") else None,
-                "start_from": None if live is None else str(live.path),
+                "start_from": None if live is None else str(live),
             }  # fmt: skip
             with remembered(self.folder / "calls", paid=config.labeller, max_calls=config.max_calls):
                 self.compile(
@@ -159,14 +161,33 @@ class _Renewal:
                     marks[skill.name] = [asdict(one) for one in _marks(build(candidate, corpus), skill.name, corpus)]
         return marks
 
+    def _latency(self, inputs: dict[str, Any]) -> dict[str, dict[str, float]]:
+        return side_by_side(
+            self._live_path(inputs), self.folder / "candidate", read_cuad(self.config.frozen), seed=self.config.seed
+        )
+
+    def _live_path(self, inputs: dict[str, Any]) -> Path | None:
+        return self.releases.get(inputs["live"]).path if inputs["live"] else None
+
     def _decide(
-        self, inputs: dict[str, Any], candidate: dict[str, Any], skills: dict[str, list[dict[str, Any]]]
+        self,
+        inputs: dict[str, Any],
+        candidate: dict[str, Any],
+        skills: dict[str, list[dict[str, Any]]],
+        seconds: dict[str, dict[str, float]],
     ) -> dict[str, Any]:
         run, frozen = read_run(self.folder / "candidate"), {skill.name: skill for skill in self.suite.skills()}
-        live = self.releases.get(inputs["live"]).path if inputs["live"] else None
+        sides = {
+            "incumbent": side_of(run, "base", memory_bytes=weight_bytes(self.config.lm, self._live_path(inputs))),
+            "candidate": side_of(run, candidate["chosen"], memory_bytes=weight_bytes(self.config.lm, run.path)),
+        }
+        # The run timed one side after the other, beside whatever else the machine did.
+        timed = {
+            name: replace(side, rows=[row | {"seconds": seconds[name].get(row["question_id"])} for row in side.rows])
+            for name, side in sides.items()
+        }
         evidence = Evidence(
-            incumbent=side_of(run, "base", memory_bytes=weight_bytes(self.config.lm, live)),
-            candidate=side_of(run, candidate["chosen"], memory_bytes=weight_bytes(self.config.lm, run.path)),
+            **timed,
             texts={contract.id: contract.text for contract in read_cuad(self.config.frozen).contracts},
             skills={name: (marks_then(frozen[name]), [Mark(**one) for one in marks]) for name, marks in skills.items()},
             earlier=[one for one in read_decisions(self.home.renewals)],

@@ -20,6 +20,7 @@ from program.feedback.store import FeedbackStore
 from program.feedback.types import Said
 from program.forgetting.skills import SuiteStore
 from program.releases.store import ReleaseStore
+from program.renewal import renew as renewing_module
 from program.renewal.calls import paid_calls, remembered
 from program.renewal.home import Home, RenewalError, renewals, renewing
 from program.renewal.inputs import copy_feedback
@@ -27,6 +28,19 @@ from program.renewal.labelled import read_quarantine
 from program.renewal.renew import renew
 from program.runs import BudgetError, RunError, RunFolder
 from tests.program.releases_fakes import write_run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def timed():
+    """Scripted candidates are no programs that could be timed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(renewing_module, "side_by_side", took)
+        yield
+
+
+def took(live, candidate, corpus, *, seed):
+    return {side: {label.question.id: 0.1 for label in corpus.labels} for side in ("incumbent", "candidate")}
+
 
 CORPUS = write_corpus(("juniper",), 30, seed=8)
 RULES = {"detectable": 0.2, "discordance": 0.5, "max_decisions": 4, "resamples": 200}
