@@ -11,6 +11,7 @@ import typer
 from program import label_commands, library_commands
 from program.feedback import commands as feedback_commands
 from program.forgetting import commands as forgetting_commands
+from program.gate import commands as gate_commands
 from program.history import commands as history_commands
 from program.judging import commands as judging_commands
 from program.options import Debug, Overwrite, quiet, require_files, text_of
@@ -140,6 +141,9 @@ def serve(
         Path | None, typer.Option(help="A library whose contracts are asked; default: the run's.")
     ] = None,
     rival: Annotated[Path | None, typer.Option(help="Another run, whose answers are laid beside, blind.")] = None,
+    shadow: Annotated[
+        str | None, typer.Option(help="A run, or of a home folder a release's id, that is asked the same silently.")
+    ] = None,
     store: Annotated[Path | None, typer.Option(help="Where feedback is kept; default: feedback.db beside RUN.")] = None,
     host: Annotated[str, typer.Option(help="Any address but a loopback one needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8765,
@@ -152,12 +156,18 @@ def serve(
     """Open the page where reviewers ask, rate, correct and choose; Ctrl-C ends it."""
     _run(run)
     quiet()
+    from program.config import ConfigError
+    from program.releases.store import ReleaseStore
     from program.renewal.home import Home, is_home
     from program.serve.run import serve as serve_run
     from program.traces.policy import TracePolicy
 
     policy = None if no_traces else TracePolicy(inputs=trace_inputs)
+    if shadow is not None and trace_inputs != "full":
+        raise ConfigError("shadow mode keeps questions and answers; leave --shadow or --trace-inputs out")
     if is_home(run):
+        if shadow is not None:
+            shadow = str(ReleaseStore.open(Home(run.absolute()).releases).verify(shadow).path)
         run, store = Home(run.absolute()).releases, store or Home(run.absolute()).feedback
     serve_run(
         run,
@@ -214,7 +224,8 @@ def demo(
 for _each in (
     feedback_commands.feedback, judging_commands.judge, forgetting_commands.forgetting, label_commands.label,
     library_commands.index, library_commands.adopt, renewal_commands.init, renewal_commands.renew,
-    renewal_commands.watch, history_commands.status, history_commands.history, history_commands.doctor,
+    renewal_commands.watch, gate_commands.shadow, history_commands.status, history_commands.history,
+    history_commands.doctor,
 ):  # fmt: skip
     app.command()(_each)
 app.add_typer(releases_app, name="releases")

@@ -46,6 +46,11 @@ class Home:
         return self.path / "skills"
 
     @property
+    def shadow(self) -> Path:
+        """What candidates answered silently, a file each (`program/gate/shadow_log.py`)."""
+        return self.path / "shadow"
+
+    @property
     def drift(self) -> Path:
         """Reference windows and the monitor's state (`program/drift`)."""
         return self.path / "drift"

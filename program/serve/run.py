@@ -19,6 +19,8 @@ from program.config import ConfigError
 from program.contract_review import ContractReview
 from program.evaluate_run import load_compiled, open_run, read_compiled
 from program.feedback.store import FeedbackStore
+from program.gate.shadow import Shadow
+from program.gate.shadow_log import recorder
 from program.library import open_library
 from program.releases.reader import ReleaseReader
 from program.releases.view import resolve
@@ -50,6 +52,7 @@ def serve(
     store: Path | str | None = None,
     library: Path | str | None = None,
     rival: Path | str | None = None,
+    shadow: Path | str | None = None,
     threads: int = 8,
     seed: int = 0,
     traces: Path | str | None = None,
@@ -59,10 +62,10 @@ def serve(
     """Serve a run's program and the page to review with, until Ctrl-C; of a folder of releases, whatever is live.
 
     `store` is where feedback is kept (`feedback.db` beside the run's folder if not told), `library` a library whose
-    contracts are asked in the place of the run's own, `rival` another run whose answers are laid beside, blind. Answers
-    leave traces in `traces` (`traces.db` beside the feedback if not told) as `trace_policy` says, none where it is
-    None. An address that others reach needs a `token` (or EVERGREEN_TOKEN) of 16 characters or more: ConfigError
-    without.
+    contracts are asked in the place of the run's own, `rival` another run whose answers are laid beside, blind,
+    `shadow` one that is asked the same, silently: both answers go to shadow/NAME.jsonl beside the feedback. Answers
+    leave traces in `traces` (`traces.db` beside the feedback if not told) as `trace_policy` says, none where it is None. An address
+    that others reach needs a `token` (or EVERGREEN_TOKEN) of 16 characters or more: ConfigError without.
     Raises RunError for a run that is not complete, StoreError for a store or library that cannot be opened, and
     ServeError where the port is taken.
     """
@@ -80,8 +83,14 @@ def serve(
             traced = stack.enter_context(TraceStore.open(place, trace_policy))
         program = stack.enter_context(open_program(run, library))
         other = stack.enter_context(open_program(Path(rival), library)) if rival is not None else None
+        contracts = IndexContracts(program.retrieve.index)
+        if shadow is not None:
+            candidate = stack.enter_context(open_program(Path(shadow), library))
+            pairs = opened.log.path.with_name("shadow") / f"{release_of(Path(shadow))}.jsonl"
+            program = stack.enter_context(Shadow(program, candidate, recorder(pairs)))
+            say(f"{release_of(Path(shadow))} is asked the same, silently: {pairs}")
         session = Session(
-            program, IndexContracts(program.retrieve.index), opened, release=release_of(run), rival=other,
+            program, contracts, opened, release=release_of(run), rival=other,
             rival_release=release_of(Path(rival)) if rival is not None else "", threads=threads, seed=seed,
             traces=traced,
         )  # fmt: skip
