@@ -64,8 +64,9 @@ def serve(
     `store` is where feedback is kept (`feedback.db` beside the run's folder if not told), `library` a library whose
     contracts are asked in the place of the run's own, `rival` another run whose answers are laid beside, blind,
     `shadow` one that is asked the same, silently: both answers go to shadow/NAME.jsonl beside the feedback. Answers
-    leave traces in `traces` (`traces.db` beside the feedback if not told) as `trace_policy` says, none where it is None. An address
-    that others reach needs a `token` (or EVERGREEN_TOKEN) of 16 characters or more: ConfigError without.
+    leave traces in `traces` (`traces.db` beside the feedback if not told) as `trace_policy` says, none where it is
+    None. An address that others reach needs a `token` (or EVERGREEN_TOKEN) of 16 characters or more: ConfigError
+    without.
     Raises RunError for a run that is not complete, StoreError for a store or library that cannot be opened, and
     ServeError where the port is taken.
     """
