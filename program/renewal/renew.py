@@ -39,7 +39,7 @@ from program.renewal.triggers import Trigger, due
 from program.runs import read_run, write_json
 
 Say = Callable[[str], None]
-OUTCOMES = ("promoted", "refused", "undecided", "kept", "failed")
+TRIES = 3
 
 
 def renew(
@@ -56,7 +56,7 @@ def renew(
     `by_hand` is somebody's reason; `cause` what drift was attributed to, with its words; `compile` makes the candidate,
     as `program.compile.compile`. Raises RenewalError while
     another process renews, ConfigError, and what a stage raises; a full disk or a kill leaves it to be gone on with,
-    anything else ends it as failed.
+    anything else too, but the third time ends it as failed.
     """
     place = Home(Path(home).absolute())
     config = load_renewal(place.path)
@@ -116,13 +116,18 @@ class _Renewal:
             if outcome != "promoted" and verdict["harm"]:
                 told["quarantine"] = self.stages.run("quarantine", lambda: self._set_apart(told["inputs"], verdict))
             return self._end(outcome, told, "; ".join(verdict["reasons"]))
-        except (KeyboardInterrupt, OSError):
-            raise
         except Exception as error:
-            if isinstance(error.__cause__, OSError):  # a full disk, told in other words
-                raise
-            self._end("failed", told, f"{type(error).__name__}: {error}")
+            full = isinstance(error, OSError) or isinstance(error.__cause__, OSError)  # a disk, told in other words too
+            if not full and self._failed_again() >= TRIES:
+                self._end("failed", told, f"{type(error).__name__}: {error}")
             raise
+
+    def _failed_again(self) -> int:
+        """How often this renewal has failed: a model's server may be back next time, wrong labels are still wrong."""
+        path = self.folder / "failures.json"
+        times = 1 + (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else 0)
+        write_json(path, times)
+        return times
 
     def _plan(self, inputs: dict[str, Any]) -> Plan:
         begun = json.loads((self.folder / "begun.json").read_text(encoding="utf-8"))
