@@ -170,16 +170,9 @@ def serve(
             shadow = str(ReleaseStore.open(Home(run.absolute()).releases).verify(shadow).path)
         run, store = Home(run.absolute()).releases, store or Home(run.absolute()).feedback
     serve_run(
-        run,
-        trace_policy=policy,
-        host=host,
-        port=port,
-        token=token,
-        store=store,
-        library=library,
-        rival=rival,
-        threads=threads,
-    )
+        run, host=host, port=port, token=token, store=store, library=library, rival=rival, shadow=shadow,
+        threads=threads, trace_policy=policy,
+    )  # fmt: skip
 
 
 @app.command()

@@ -12,7 +12,9 @@ from corpora.errors import CorpusError
 from program import cli
 from program import compile as compile_module
 from program.config import load_config
+from program.releases.store import ReleaseStore
 from program.runs import read_run
+from tests.program.releases_fakes import write_run
 
 LIGHT = """
 import sys
@@ -321,3 +323,27 @@ def test_the_demo_goes_to_its_end_in_an_older_ones_place(
     assert run.status == "complete" and run.config["seed"] == 1 and len(run.rows) == 2 * 28
     assert len(read_cuad(run.config["test_corpus"]).contracts) == 1  # what it was scored on is still there
     assert read_run(tmp_path / "demo.previous").config == read_run(compiled.path).config
+
+
+def test_a_home_folder_is_served_by_its_live_release_and_every_option_arrives(evergreen, monkeypatch, tmp_path):
+    import program.serve.run as serve_module
+
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "evergreen.toml").write_text('corpus = "c.json"\nfrozen = "f.json"\n')
+    store = ReleaseStore.open(home / "releases")
+    first, second = (store.add(write_run(tmp_path / f"run{n}", n)) for n in (1, 2))
+    told = []
+    monkeypatch.setattr(serve_module, "serve", lambda run, **options: told.append((run, options)))
+    code, _, said = evergreen("serve", home)
+    assert code == 1 and "none of its releases is live" in said and told == []
+    store.promote(first.id, "to serve")
+    options = ["--port", 8799, "--threads", 3, "--trace-inputs", "full", "--shadow", second.id, "--library", tmp_path]
+    assert evergreen("serve", home, *options)[0] == 0
+    ((run, given),) = told
+    assert run == home / "releases" and given["store"] == home / "feedback.db" and given["shadow"] == str(second.path)
+    assert (given["port"], given["threads"], given["library"]) == (8799, 3, tmp_path)
+    assert given["trace_policy"].inputs == "full"
+    assert evergreen("serve", home, "--no-traces")[0] == 0 and told[1][1]["trace_policy"] is None
+    code, _, said = evergreen("serve", home, "--shadow", second.id, "--trace-inputs", "hash")
+    assert code == 2 and "shadow mode keeps questions" in said
