@@ -55,17 +55,22 @@ def asked_of(corpus: Corpus, questions: Path | None) -> tuple[Corpus, list[dspy.
     if questions is None:
         return corpus, [example for example in to_examples(corpus) if example.found]
     given = json.loads(questions.read_text(encoding="utf-8"))
-    wanted = [each["ref_answer"] for each in given]
     for contract in corpus.contracts:
-        one = subset(corpus, [contract.id])
-        labels = {example.answer: example for example in to_examples(one)}
-        if all(answer in labels for answer in wanted):
+        labels = [example for example in to_examples(subset(corpus, [contract.id])) if example.found]
+        found = [next((label for label in labels if says(each["ref_answer"], label)), None) for each in given]
+        if None not in found:
             made = [
-                labels[each["ref_answer"]].copy(question=each["question"], question_id=f"{contract.id}__{i}")
-                for i, each in enumerate(given)
+                label.copy(question=each["question"], question_id=f"{contract.id}__{i}", answer=each["ref_answer"])
+                for i, (each, label) in enumerate(zip(given, found, strict=True))
             ]
-            return one, [example.with_inputs("question", "contract_id") for example in made]
-    raise SystemExit(f"no contract of {corpus.name} has a label for each of the {len(wanted)} answers in {questions}")
+            return subset(corpus, [contract.id]), [one.with_inputs("question", "contract_id") for one in made]
+    raise SystemExit(f"no contract of {corpus.name} has a label for each of the {len(given)} answers in {questions}")
+
+
+def says(answer: str, label: dspy.Example) -> bool:
+    """Whether an answer is the label's spans joined by ", ", in any order."""
+    length = sum(map(len, label.quotes)) + 2 * (len(label.quotes) - 1)
+    return len(answer) == length and all(quote in answer for quote in label.quotes)
 
 
 def table_row(program: ContractReview, examples: Sequence[dspy.Example], judge: Guarded | None) -> list[float]:
