@@ -2,6 +2,7 @@
 
     python -m benchmarks.retriever_tuning --corpus CUADv1.json --steps 600 --keep tuned    # 60 held-out contracts of it
     python -m benchmarks.retriever_tuning --corpus CUADv1.json --steps 150 --leave-out "Insurance" "Audit Rights"
+    python -m benchmarks.retriever_tuning --corpus CUADv1.json --loss lists --reworded --keep tuned    # whole contracts
     python -m benchmarks.retriever_tuning --synthetic --steps 40                           # generated contracts
 
 Trained on the training contracts, chosen and fitted on the validation contracts, scored on the test contracts, by
@@ -19,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import dspy
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
@@ -27,12 +29,13 @@ from benchmarks.absence import report
 from benchmarks.retrieval import Asked, Row, as_json, inside_hits, print_rows, reference, score, split
 from benchmarks.wordings import WORDINGS
 from corpora.cuad import bare_question, read_cuad
-from corpora.splits import Split, sample_contracts
+from corpora.splits import sample_contracts
 from corpora.synthetic import write_corpus
 from corpora.types import Corpus
 from modules.embedder import load_embedder
 from modules.retriever import PassageIndex
-from optimizers.embedder import EmbedderSettings
+from optimizers.embedder import EmbedderSettings, train_embedder
+from optimizers.embedder_settings import LOSSES
 from optimizers.retriever import RetrieverTune
 from program.contract_review import ContractReview
 from program.examples import to_examples
@@ -47,6 +50,53 @@ class Bf16Transformer(SentenceTransformer):
     def encode(self, *args: Any, **kwargs: Any) -> np.ndarray:
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
             return super().encode(*args, **kwargs)
+
+
+class CutsOnly:
+    """Stands in for an embedder where contracts have only to be cut as it would read them: its vectors say nothing."""
+
+    def __init__(self, embedder: SentenceTransformer) -> None:
+        self.tokenizer, self.max_seq_length = embedder.tokenizer, embedder.max_seq_length
+
+    def encode(self, sentences: list[str], **kwargs: Any) -> np.ndarray:
+        return np.ones((len(sentences), 2), dtype=np.float32)
+
+
+def lists_of(retrieval: ReviewRetrieval, embedder: SentenceTransformer, train: Corpus, cut: dict[str, Any]) -> list:
+    """What whole contracts teach; the untrained embedder's vectors of them are not needed, so they are not made."""
+    with tempfile.TemporaryDirectory() as scratch:
+        index = PassageIndex.build(train.contracts, folder=scratch, embedder=CutsOnly(embedder), **cut)
+        found = retrieval.lists(ContractReview(index, 8), to_examples(train))
+        index.close()
+    return found
+
+
+def tune_on_lists(
+    retrieval: ReviewRetrieval,
+    program: ContractReview,
+    train: Corpus,
+    val: list[dspy.Example],
+    args: argparse.Namespace,
+) -> tuple[ContractReview, dict[str, Any]]:
+    """`RetrieverTune` part by part: training contracts get no vectors, and each state that is scored is kept."""
+    index, embedder = program.retrieve.index, retrieval.embedder(program)
+    lists = lists_of(retrieval, embedder, train, index.cut)
+
+    def score(model: SentenceTransformer) -> float:
+        model.save(str(retrieval.folder / "latest"))
+        return retrieval.score(model, program, val)
+
+    tuned, log = train_embedder(embedder, lists, settings_of(args), score)
+    after, _ = retrieval.fitted(retrieval.reindexed(program, tuned, val), val)
+    return after, log
+
+
+def settings_of(args: argparse.Namespace) -> EmbedderSettings:
+    """What the command line says of the training."""
+    return EmbedderSettings(
+        max_steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate, loss=args.loss,
+        list_size=args.list_size, validations=args.validations,
+    )  # fmt: skip
 
 
 def without(corpus: Corpus, categories: Sequence[str]) -> Corpus:
@@ -87,10 +137,15 @@ def main() -> None:
     parser.add_argument("--train-contracts", type=int, help="of the training contracts")
     parser.add_argument("--max-contracts", type=int, help="of the test contracts")
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--loss", choices=LOSSES, default="mnrl", help="lists: a step is a whole contract")
+    parser.add_argument("--list-size", type=int, default=64, help="passages of a contract in a step")
+    parser.add_argument("--validations", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--max-chars", type=int, default=600)
     parser.add_argument("--embedder", help="a folder or a hub id; default: the packaged all-MiniLM-L6-v2")
+    parser.add_argument("--fit", type=int, help="validation contracts; default: all")
+    parser.add_argument("--only-after", action="store_true", help="do not score what was there before")
     parser.add_argument("--tuned", type=Path, help="an embedder tuned before, to be scored: nothing is trained")
     parser.add_argument("--reworded", action="store_true", help="train on other people's words too")
     parser.add_argument("--leave-out", nargs="+", default=[], help="categories to train without and to score alone")
@@ -104,9 +159,10 @@ def main() -> None:
     house, n = SYNTHETIC
     parts = split(write_corpus((house,), n, seed=1) if args.synthetic else read_cuad(args.corpus))
     if args.train_contracts:
-        parts = Split(sample_contracts(parts.train, args.train_contracts, seed=0), parts.val, parts.test)
+        parts = replace(parts, train=sample_contracts(parts.train, args.train_contracts, seed=0))
+    if args.fit:
+        parts = replace(parts, val=sample_contracts(parts.val, args.fit, seed=0))
     test = sample_contracts(parts.test, args.max_contracts, seed=0) if args.max_contracts else parts.test
-    settings = EmbedderSettings(max_steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate)
     print(f"{len(parts.train.contracts)} contracts to train on, {len(parts.val.contracts)} to choose on", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         scratch = args.work or temporary
@@ -117,32 +173,36 @@ def main() -> None:
                 one.__class__ = Bf16Transformer
         began = time.perf_counter()
         index = PassageIndex.build(
-            parts.val.contracts if tuned else parts.train.contracts + parts.val.contracts,
+            parts.val.contracts if tuned or args.loss == "lists" else parts.train.contracts + parts.val.contracts,
             folder=Path(scratch) / "learn", embedder=embedder, max_chars=args.max_chars,
         )  # fmt: skip
         print(f"indexed {index.n_passages} passages in {time.perf_counter() - began:.0f} s", flush=True)
         retrieval = ReviewRetrieval(keep, reworded=args.reworded)
-        tune = RetrieverTune(retrieval, settings)
-        train, val = (to_examples(without(part, args.leave_out)) for part in (parts.train, parts.val))
+        tune, log = RetrieverTune(retrieval, settings_of(args)), None
+        train, val = (without(part, args.leave_out) for part in (parts.train, parts.val))
+        val = to_examples(val)
         began = time.perf_counter()
         program = ContractReview(index, 8)
         before, score_before = retrieval.fitted(program, val)
-        if tuned is None:
-            after = tune.compile(program, trainset=train, valset=val)
-            print(f"tuned in {time.perf_counter() - began:.0f} s: {tune.log}", flush=True)
+        if tuned is None and args.loss == "lists":
+            after, log = tune_on_lists(retrieval, program, train, val, args)
+            print(f"tuned in {time.perf_counter() - began:.0f} s: {log}", flush=True)
+        elif tuned is None:
+            after = tune.compile(program, trainset=to_examples(train), valset=val)
+            log = asdict(tune.log)
+            print(f"tuned in {time.perf_counter() - began:.0f} s: {log}", flush=True)
         else:
             learnt = PassageIndex.build(parts.val.contracts, folder=keep, embedder=tuned, **index.cut)
             retrieval.made.append(learnt)
             after, score_after = retrieval.fitted(ContractReview(learnt, 8), val)
             print(f"on the validation contracts {score_before:.3f} before and {score_after:.3f} after", flush=True)
-        rows = [
-            score(
-                "reference: 500-character chunks",
-                asked_of(test, args.leave_out),
-                reference(test, asked_of(test, args.leave_out), embedder, inside=True),
-            )
-        ]
-        for name, compiled in (("before", before), ("after", after)):
+        sides, rows = [("before", before), ("after", after)], []
+        if args.only_after:
+            sides = sides[1:]
+        else:
+            asked = asked_of(test, args.leave_out)
+            rows.append(score("reference: 500-character chunks", asked, reference(test, asked, embedder, inside=True)))
+        for name, compiled in sides:
             print(f"{name}: {replace(compiled.retrieve.settings, answers=None)}", flush=True)
             folder, own = Path(scratch) / f"test-{name}", compiled.retrieve.index.embedder
             unseen = PassageIndex.build(test.contracts, folder=folder, embedder=own, **index.cut)
@@ -156,7 +216,7 @@ def main() -> None:
     if args.out:
         figures = {
             "arguments": {key: str(value) for key, value in vars(args).items()},
-            "tuning": tune.log and asdict(tune.log),
+            "tuning": log,
         }
         args.out.write_text(json.dumps(figures | {"rows": as_json(rows)}, indent=1) + "\n", encoding="utf-8")
 

@@ -3,9 +3,10 @@
     python -m benchmarks.spans --corpus CUADv1.json                        # fitted on 20 contracts, 60 held-out ones
     python -m benchmarks.spans --corpus CUADv1.json --embedder tuned/embedder --max-chars 1000 --k 4 --bf16
 
-Fusion, absence and confidences are fitted on validation contracts, which are not scored; all questions count, answered
-or not. Precision at 1 is the share of gold characters in the best span of each answered question. Intervals are 95%,
-from a bootstrap over contracts.
+`--context passage` reads sentences in their passages, as an embedder trained with the loss "lists" has learnt to,
+`--context best` whichever way does better on the validation contracts. Fusion, absence and confidences are fitted on
+validation contracts, which are not scored; all questions count, answered or not. Precision at 1 is the share of gold
+characters in the best span of each answered question. Intervals are 95%, from a bootstrap over contracts.
 """
 
 import argparse
@@ -26,13 +27,15 @@ from modules.extract import Extract
 from modules.retrieval_settings import RetrievalSettings
 from modules.retrieve import Retrieve
 from modules.retriever import PassageIndex
-from program.cuad_metric import Extraction, aupr, precision_at_recall, threshold_counts
+from program.cuad_metric import aupr, precision_at_recall, threshold_counts
 from program.examples import to_examples
 from program.intervals import Interval, mean_interval, ratio_interval
 from program.metrics import cuad_matches
 from program.report import interval_text
-from program.retrieval_fit import answered, fit_answers, fit_fusion, fit_spans
+from program.retrieval_fit import answered, extraction, fit_answers, fit_extraction, fit_fusion
 from program.retrieval_metric import character_scores
+
+WAYS = {"alone": (False,), "passage": (True,), "best": (False, True)}
 
 
 def print_line(name: str, found: Interval) -> None:
@@ -54,6 +57,8 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=8, help="passages a question")
     parser.add_argument("--max-chars", type=int, default=600)
     parser.add_argument("--embedder", help="a folder or a hub id; default: the packaged all-MiniLM-L6-v2")
+    parser.add_argument("--context", choices=WAYS, default="alone", help="how a sentence is read")
+    parser.add_argument("--work", type=Path, help="a folder for the index: a second run with it takes it")
     parser.add_argument("--bf16", action="store_true", help="embed in bfloat16: faster, cosines within .005")
     args = parser.parse_args()
     parts = split(read_cuad(args.corpus))
@@ -62,25 +67,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
         index = PassageIndex.build(
             val.contracts + test.contracts,
-            folder=scratch, embedder=load_embedder(args.embedder), max_chars=args.max_chars,
+            folder=args.work or scratch, embedder=load_embedder(args.embedder), max_chars=args.max_chars,
         )  # fmt: skip
         known, asked = to_examples(val), to_examples(test)
         settings, _ = fit_fusion(index, answered(known), RetrievalSettings(k=args.k, opening=False))
         retrieve = Retrieve(index, settings=replace(settings, answers=fit_answers(index, known)))
-        extract = Extract(retrieve)
-        retrieve.swap(index, replace(retrieve.settings, spans=fit_spans(extract, known)))
-        print(f"fitted on {len(val.contracts)} contracts: {retrieve.settings.spans}", flush=True)
+        settings, score = fit_extraction(retrieve, known, WAYS[args.context])
+        print(f"fitted on {len(val.contracts)} contracts, AUPR {100 * score:.1f} there: {settings.spans}, ", end="")
+        print("in passages" if settings.sentences_in_context else "alone", flush=True)
+        extract = Extract(Retrieve(index, settings=settings))
         found = [extract(question=e.question, contract_id=e.contract_id) for e in tqdm(asked, desc="extracting")]
         index.close()
     contracts = [example.contract_id for example in asked]
-    extractions = [
-        Extraction(
-            tuple(e.quotes),
-            tuple((span.quote.text, c) for span, c in zip(one.spans, one.confidences, strict=True)),
-            e.category == "Parties",
-        )
-        for e, one in zip(asked, found, strict=True)
-    ]
+    extractions = [extraction(example, one.spans, one.confidences) for example, one in zip(asked, found, strict=True)]
     print(f"{len(asked)} questions, {len(set(contracts))} contracts")
     counts = threshold_counts(extractions)
     for name, metric in (("AUPR", aupr), ("P@80R", precision_at_recall)):

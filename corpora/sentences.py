@@ -4,6 +4,9 @@ Not handled: other languages' abbreviations; a sentence that goes on after a pag
 """
 
 import re
+from collections.abc import Sequence
+
+import numpy as np
 
 from corpora.types import Span
 
@@ -31,6 +34,17 @@ def sentences(text: str, start: int = 0, end: int | None = None) -> tuple[Span, 
             begin = stop
     spans.append(_trimmed(text, begin, end))
     return tuple(span for span in spans if span.start < span.end)
+
+
+def token_places(offsets_L_2: np.ndarray, pieces: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The tokens (first, behind the last) that begin in each piece of a text, pieces and tokens as character offsets.
+
+    Special tokens, which have no width, are in no piece. A piece without a token, as behind what a model reads, is
+    (0, 0).
+    """
+    wide = np.flatnonzero(offsets_L_2[:, 1] > offsets_L_2[:, 0])
+    bounds = np.searchsorted(offsets_L_2[wide, 0], np.array(pieces, dtype=int).reshape(-1, 2))
+    return [(int(wide[a]), int(wide[b - 1]) + 1) if b > a else (0, 0) for a, b in bounds]
 
 
 def _trimmed(text: str, start: int, end: int) -> Span:

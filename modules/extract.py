@@ -36,18 +36,19 @@ class Extract(dspy.Module):
 
 
 class _Finders:
-    """One SpanFinder for the embedder in use; a deep copy is the same object, for a finder is a cache."""
+    """One SpanFinder for the index in use; a deep copy is the same object, for a finder is a cache."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._embedder: object | None = None
+        self._of: tuple[object, bool] | None = None
         self._finder: SpanFinder | None = None
 
     def find(self, retrieve: Retrieve, query: str, passages: list, n_best: int) -> tuple[ScoredSpan, ...]:
         with self._lock:
-            embedder = retrieve.index.embedder
-            if self._finder is None or self._embedder is not embedder:
-                self._embedder, self._finder = embedder, SpanFinder(embedder)
+            index, in_context = retrieve.index, retrieve.settings.sentences_in_context
+            if self._finder is None or self._of != (index, in_context):
+                self._of = index, in_context
+                self._finder = SpanFinder(index.embedder, index.embedded_text if in_context else None)
             return self._finder.find(query, passages, n_best)
 
     def __deepcopy__(self, memo: dict) -> "_Finders":

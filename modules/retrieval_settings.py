@@ -20,7 +20,8 @@ class RetrievalSettings:
     adds the contract's first passage, `neighbours` so many passages before and after each chosen one, `definitions` at
     most so many that define terms of the chosen ones. `route` first looks for the contract that a question of the whole
     index names. `answers` tells how likely a contract answers the question at all (`modules.absence`).
-    `spans` makes a span's score a confidence (`modules.spans`). Raises ValueError.
+    `spans` makes a span's score a confidence, and `sentences_in_context` reads sentences in their passages
+    (`modules.spans`). Raises ValueError.
     """
 
     k: int = 4
@@ -36,6 +37,7 @@ class RetrievalSettings:
     route: bool = True
     answers: AnswerModel | None = None
     spans: SpanModel | None = None
+    sentences_in_context: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("k", 1), ("depth", 1), ("reranked", 1), ("neighbours", 0), ("definitions", 0)):

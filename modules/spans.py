@@ -9,7 +9,7 @@ Not handled: spans shorter than a sentence (names, dates), and sentences of whic
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,12 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from corpora.sentences import sentences
-from corpora.types import Passage, Quote
-from modules.embedding import Embedder, embed, unit_vectors
+from corpora.types import Passage, Quote, Span
+from modules.embedding import Embedder, embed, embed_in_context, pieces_in, unit_vectors
 from modules.grounding import stretches
 
 _MAX_SENTENCES = 3
-_CACHED_SENTENCES = 100_000
+_CACHED_TEXTS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,14 @@ class SpanModel:
 
 
 class SpanFinder:
-    """Finds spans by an embedder, keeping the vectors of sentences it has seen; for one thread at a time."""
+    """Finds spans by an embedder, keeping the vectors of sentences it has seen; for one thread at a time.
 
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
+    With `embedded_text`, what the index embeds of a passage, each sentence is read in its passage (late chunking, by
+    `embed_in_context`), without it alone. The first suits an embedder trained so (loss "lists" of `EmbedderSettings`).
+    """
+
+    def __init__(self, embedder: Embedder, embedded_text: Callable[[Passage], str] | None = None) -> None:
+        self._embedder, self._embedded_text = embedder, embedded_text
         self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def find(self, query: str, passages: Sequence[Passage], n_best: int = 20) -> tuple[ScoredSpan, ...]:
@@ -61,30 +65,65 @@ class SpanFinder:
         Candidates are sentences, and runs of up to three neighbouring ones; neighbouring passages are read on. A run's
         vector is the mean of its sentences', weighted by their lengths.
         """
-        runs = [run for stretch in stretches(passages) for run in _runs(*stretch)]
-        if not runs:
+        # Kept are the last ones; what this question needs stays while it is asked.
+        while len(self._vectors) > _CACHED_TEXTS:
+            self._vectors.popitem(last=False)
+        said = self._alone(passages) if self._embedded_text is None else self._in_context(passages)
+        if not said:
             return ()
-        vectors = self._embedded([query, *(text for _, texts in runs for text in texts)])
-        means = np.array([sum(len(text) * vectors[text] for text in texts) for _, texts in runs])
-        scores = unit_vectors(means) @ vectors[query]
+        runs = list(_runs(said))
+        means = np.array([sum(len(one.text) * one.vector_D for one in run) for run in runs])
+        scores = unit_vectors(means) @ self._embedded([query])[0]
+        texts = {(contract_id, start): text for contract_id, start, text in stretches(passages)}
         chosen: list[tuple[Quote, float]] = []
         for i in np.argsort(-scores, kind="stable"):
-            quote = runs[i][0]
-            if not any(_overlap(quote, other) for other, _ in chosen):
-                chosen.append((quote, float(scores[i])))
+            first, last = runs[i][0], runs[i][-1]
+            if not any(
+                first.contract_id == quote.contract_id and first.start < quote.end and quote.start < last.end
+                for quote, _ in chosen
+            ):
+                text = texts[first.contract_id, first.stretch][first.start - first.stretch : last.end - first.stretch]
+                chosen.append((Quote(text, first.contract_id, first.start, last.end), float(scores[i])))
             if len(chosen) == n_best:
                 break
         return tuple(ScoredSpan(quote, score) for quote, score in chosen)
 
-    def _embedded(self, texts: list[str]) -> dict[str, np.ndarray]:
-        texts = list(dict.fromkeys(texts))
-        new = [text for text in texts if text not in self._vectors]
+    def _alone(self, passages: Sequence[Passage]) -> list["_Sentence"]:
+        found = [
+            (contract_id, offset, Span(offset + span.start, offset + span.end), text[span.start : span.end])
+            for contract_id, offset, text in stretches(passages)
+            for span in sentences(text)
+        ]
+        vectors = self._embedded([text for *_, text in found])
+        return [
+            _Sentence(contract_id, offset, span.start, span.end, text, vector_D)
+            for (contract_id, offset, span, text), vector_D in zip(found, vectors, strict=True)
+        ]
+
+    def _in_context(self, passages: Sequence[Passage]) -> list["_Sentence"]:
+        passages = sorted(passages, key=lambda p: (p.contract_id, p.start, p.end))
+        cut = [[passage.text[span.start : span.end] for span in sentences(passage.text)] for passage in passages]
+        texts = [self._embedded_text(passage) for passage in passages]
+        new = {text: pieces_in(text, own) for text, own in zip(texts, cut, strict=True) if text not in self._vectors}
         if new:
-            self._vectors.update(zip(new, embed(self._embedder, new), strict=True))
-        found = {text: self._vectors[text] for text in texts}
-        while len(self._vectors) > _CACHED_SENTENCES:
-            self._vectors.popitem(last=False)
+            self._vectors.update(zip(new, embed_in_context(self._embedder, list(new), list(new.values())), strict=True))
+        offsets = [(key, start, start + len(text)) for key, start, text in stretches(passages)]
+        found: list[_Sentence] = []
+        for passage, text, own in zip(passages, texts, cut, strict=True):
+            offset = next(a for key, a, b in offsets if key == passage.contract_id and a <= passage.start < b)
+            for span, said, vector_D in zip(sentences(passage.text), own, self._vectors[text], strict=True):
+                start = passage.start + span.start
+                # What passages share is read once, and what the embedder did not read is not there.
+                read_on = not found or found[-1].contract_id != passage.contract_id or start >= found[-1].end
+                if read_on and vector_D.any():
+                    found.append(_Sentence(passage.contract_id, offset, start, start + len(said), said, vector_D))
         return found
+
+    def _embedded(self, texts: Sequence[str]) -> list[np.ndarray]:
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if new:
+            self._vectors.update(zip(new, embed(self._embedder, new)[:, None], strict=True))
+        return [self._vectors[text][0] for text in texts]
 
 
 def confidences(model: SpanModel, spans: Sequence[ScoredSpan], p_answered: float) -> list[float]:
@@ -114,15 +153,22 @@ def _features(spans: Sequence[ScoredSpan], p_answered: float) -> np.ndarray:
     return np.array(rows, dtype=float).reshape(len(spans), 4)
 
 
-def _runs(contract_id: str, offset: int, text: str) -> Iterator[tuple[Quote, list[str]]]:
-    """Every sentence of a stretch and every run of a few: its words, and its sentences' own."""
-    found = sentences(text)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sentence:
+    """A sentence and its vector; `stretch` is where the uncut text begins that it stands in."""
+
+    contract_id: str
+    stretch: int
+    start: int
+    end: int
+    text: str
+    vector_D: np.ndarray
+
+
+def _runs(said: Sequence[_Sentence]) -> Iterator[Sequence[_Sentence]]:
+    """Every sentence, and every run of a few of one stretch."""
     for n in range(1, _MAX_SENTENCES + 1):
-        for run in (found[i : i + n] for i in range(len(found) - n + 1)):
-            start, end = run[0].start, run[-1].end
-            quote = Quote(text[start:end], contract_id, offset + start, offset + end)
-            yield quote, [text[sentence.start : sentence.end] for sentence in run]
-
-
-def _overlap(a: Quote, b: Quote) -> bool:
-    return a.contract_id == b.contract_id and a.start < b.end and b.start < a.end
+        for i in range(len(said) - n + 1):
+            first, last = said[i], said[i + n - 1]
+            if (first.contract_id, first.stretch) == (last.contract_id, last.stretch):
+                yield said[i : i + n]

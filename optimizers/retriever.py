@@ -16,7 +16,7 @@ import dspy
 from dspy.teleprompt.teleprompt import Teleprompter
 from sentence_transformers import SentenceTransformer
 
-from optimizers.embedder import EmbedderSettings, SearchRow, train_embedder
+from optimizers.embedder import EmbedderSettings, SearchList, SearchRow, train_embedder
 from optimizers.errors import TrainingError
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,9 @@ class TunableRetrieval(Protocol):
 
     def rows(self, program: dspy.Module, examples: Sequence[dspy.Example]) -> list[SearchRow]:
         """What labelled questions teach an embedder: passages that answer them, and passages that do not."""
+
+    def lists(self, program: dspy.Module, examples: Sequence[dspy.Example]) -> list[SearchList]:
+        """The same contract by contract; examples without an answer count. Asked where the loss is "lists"."""
 
     def score(self, embedder: SentenceTransformer, program: dspy.Module, examples: Sequence[dspy.Example]) -> float:
         """How well this embedder alone ranks for these questions; asked several times while it is trained."""
@@ -83,11 +86,12 @@ class RetrieverTune(Teleprompter):
         """
         if not valset:
             raise TrainingError("RetrieverTune needs a valset, of other contracts than the trainset; give one")
-        rows = self.retrieval.rows(student, trainset)
+        lessons = self.retrieval.lists if self.settings.loss == "lists" else self.retrieval.rows
+        learnt = lessons(student, trainset)
         before, score_before = self.retrieval.fitted(student, valset)
         embedder, training = train_embedder(
             self.retrieval.embedder(student),
-            rows,
+            learnt,
             self.settings,
             lambda model: self.retrieval.score(model, student, valset),
         )

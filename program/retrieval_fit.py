@@ -16,9 +16,10 @@ from corpora.types import Passage, Span
 from modules.absence import AnswerModel, fit_answer_model
 from modules.extract import Extract
 from modules.retrieval_settings import RetrievalSettings
-from modules.retrieve import evidence_in, fuse, rank, search_both
+from modules.retrieve import Retrieve, evidence_in, fuse, rank, search_both
 from modules.retriever import PassageIndex
-from modules.spans import SpanModel, fit_span_model
+from modules.spans import ScoredSpan, SpanModel, confidences, fit_span_model
+from program.cuad_metric import Extraction, aupr, threshold_counts
 from program.metrics import cuad_matches
 from program.retrieval_metric import Place, character_scores, recall_in_chars
 
@@ -105,12 +106,48 @@ def fit_spans(extract: Extract, examples: Sequence[dspy.Example]) -> SpanModel:
 
     ValueError where none is right, or all are.
     """
+    return _span_model(_extracted(extract, examples), examples)
+
+
+def fit_extraction(
+    retrieve: Retrieve, examples: Sequence[dspy.Example], in_context: Sequence[bool] = (False, True)
+) -> tuple[RetrievalSettings, float]:
+    """The settings of `retrieve` with the spans' confidences fitted, and CUAD's AUPR on these questions, 0 to 1.
+
+    Sentences are read alone or in their passages, whichever of `in_context` scores higher. Errors as `fit_spans`.
+    """
+    tried = []
+    for one in in_context:
+        settings = replace(retrieve.settings, sentences_in_context=one, spans=None)
+        found = _extracted(Extract(Retrieve(retrieve.index, settings=settings)), examples)
+        model = _span_model(found, examples)
+        extractions = [
+            extraction(example, spans, confidences(model, spans, likely))
+            for example, (spans, likely) in zip(examples, found, strict=True)
+        ]
+        score = float(aupr(threshold_counts(extractions).sum(axis=0)))
+        tried.append((replace(settings, spans=model), score))
+    return max(tried, key=lambda pair: pair[1])
+
+
+def extraction(example: dspy.Example, spans: Sequence[ScoredSpan], stated: Sequence[float]) -> Extraction:
+    """What CUAD's metric looks at of one question: gold texts, and spans' texts with confidences."""
+    texts = (span.quote.text for span in spans)
+    return Extraction(tuple(example.quotes), tuple(zip(texts, stated, strict=True)), example.category == "Parties")
+
+
+def _extracted(extract: Extract, examples: Sequence[dspy.Example]) -> list[tuple[Sequence[ScoredSpan], float]]:
+    """Each question's spans, and how likely it is answered."""
+    found = [extract(question=example.question, contract_id=example.contract_id) for example in examples]
+    return [(one.spans, 0.5 if one.p_answered is None else one.p_answered) for one in found]
+
+
+def _span_model(found: Sequence[tuple[Sequence[ScoredSpan], float]], examples: Sequence[dspy.Example]) -> SpanModel:
     questions = []
-    for example in examples:
-        found = extract(question=example.question, contract_id=example.contract_id)
-        texts = [span.quote.text for span in found.spans]
+    for (spans, likely), example in zip(found, examples, strict=True):
+        texts = [span.quote.text for span in spans]
         right = cuad_matches(texts, example.quotes, parties=example.category == "Parties").any(axis=1)
-        questions.append((found.spans, 0.5 if found.p_answered is None else found.p_answered, right.tolist()))
+        questions.append((spans, likely, right.tolist()))
     return fit_span_model(questions)
 
 

@@ -18,15 +18,17 @@ import dspy
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
+from corpora.cuad import bare_question
 from corpora.cuad_wordings import PARAPHRASES
 from corpora.sentences import sentences
 from corpora.types import Passage, Span
-from modules.embedding import embed, folded
+from modules.embedding import embed, folded, pieces_in
 from modules.index_files import StoreError
 from modules.retrieval_settings import RetrievalSettings
 from modules.retrieve import rank
 from modules.retriever import PassageIndex
 from optimizers.embedder import SearchRow
+from optimizers.embedder_lists import NEITHER, RIGHT, WRONG, Listed, SearchList
 from program.retrieval_fit import Asked, answered, fit_answers, fit_fusion, fit_k, recall_of
 
 _KEPT_NEGATIVES = 32
@@ -93,6 +95,28 @@ class ReviewRetrieval:
                 ways = wordings(asked.query, reworded=self.reworded)
                 rows += [SearchRow(asked.query, ways, text, negatives) for text in golden]
         return rows
+
+    def lists(self, program: dspy.Module, examples: Sequence[dspy.Example]) -> list[SearchList]:
+        """A list for each contract that is asked about: its passages, their sentences, and all questions put to it."""
+        index = program.retrieve.index
+        by_contract: dict[str, list[dspy.Example]] = {}
+        for example in examples:
+            by_contract.setdefault(example.contract_id, []).append(example)
+        found = []
+        for contract_id, asked in by_contract.items():
+            passages = index.passages(contract_id)
+            said = [_sentences(passage) for passage in passages]
+            golds = [[Span(start, end) for start, end in example.spans] for example in asked]
+            queries = [bare_question(example.question) for example in asked]
+            found.append(
+                SearchList(
+                    tuple(_listed(index.embedded_text(p), own) for p, own in zip(passages, said, strict=True)),
+                    tuple(wordings(query, reworded=self.reworded) for query in queries),
+                    _marks(golds, passages),
+                    _marks(golds, [sentence for own in said for sentence in own]),
+                )
+            )
+        return found
 
     def score(self, embedder: SentenceTransformer, program: dspy.Module, examples: Sequence[dspy.Example]) -> float:
         """Mean of `recall_of` with this embedder's cosines alone."""
@@ -166,6 +190,19 @@ def wordings(query: str, *, reworded: bool = False) -> tuple[str, ...]:
     own = (query, name, details) if colon and name and details else (query,)
     others = PARAPHRASES.get(name, ()) if reworded else ()
     return own * max(1, round(len(others) / len(own))) + others
+
+
+def _listed(text: str, said: Sequence[Passage]) -> Listed:
+    return Listed(text, pieces_in(text, [sentence.text for sentence in said]))
+
+
+def _marks(golds: Sequence[Sequence[Span]], texts: Sequence[Passage]) -> np.ndarray:
+    """RIGHT, WRONG or NEITHER, int8 (len(golds), len(texts))."""
+    marks = [
+        [RIGHT if _is_gold(text, gold) else NEITHER if _touches(text, gold) else WRONG for text in texts]
+        for gold in golds
+    ]
+    return np.array(marks, dtype=np.int8).reshape(len(golds), len(texts))
 
 
 def _sentences(passage: Passage) -> list[Passage]:

@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from corpora.sentences import sentences
+from corpora.sentences import sentences, token_places
 
 
 def texts(text, *where):
@@ -41,3 +42,9 @@ def test_time_is_linear_in_the_text(unit, seconds):
     small, large = (unit * (n_chars // len(unit)) for n_chars in (20_000, 160_000))
     # Eight times the text takes eight times as long, or 64 times if it is quadratic; the constant is for the clock.
     assert seconds(sentences, large) < 32 * seconds(sentences, small) + 0.2
+
+
+def test_tokens_of_a_piece_are_those_that_begin_in_it():
+    # [CLS] at 0-0, three words, [SEP]; the last piece is behind what was read.
+    offsets = np.array([(0, 0), (0, 4), (5, 9), (10, 12), (0, 0)])
+    assert token_places(offsets, [(0, 9), (10, 12), (13, 20)]) == [(1, 3), (3, 4), (0, 0)]

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
@@ -10,8 +11,8 @@ from corpora.cuad import read_cuad
 from corpora.passages import cut_passages
 from corpora.synthetic import write_corpus
 from corpora.types import Contract, Passage
-from modules.embedder import packaged_folder
-from modules.embedding import embedded_text, folded, token_counter
+from modules.embedder import load_embedder, packaged_folder
+from modules.embedding import embed_in_context, embedded_text, folded, pieces_in, token_counter, unit_vectors
 from modules.retriever import PassageIndex, StoreError
 
 RULE = "Payments ------------------------ 1,000,000.00 " * 40
@@ -91,3 +92,19 @@ def test_real_contracts_are_cut_in_a_fraction_of_a_second_each(minilm, seconds):
 
     # All 408 take about 15 s; a machine six times slower passes.
     assert seconds(cut) / len(contracts) < 90 / 408
+
+
+def test_pieces_are_pooled_from_the_tokens_of_their_text():
+    embedder, text = load_embedder(), "The rent is due. Ohio law governs."
+    (found,) = embed_in_context(embedder, [text], [((0, 16), (17, 34), (40, 50))])
+    assert np.linalg.norm(found, axis=1) == pytest.approx([1.0, 1.0, 0.0])
+    tokens = embedder.encode([text], output_value="token_embeddings")[0].numpy()
+    n = len(embedder.tokenizer(text[:16])["input_ids"]) - 2
+    assert found[0] == pytest.approx(unit_vectors(tokens[1 : 1 + n].sum(axis=0)), abs=1e-5)
+    assert found[1] == pytest.approx(unit_vectors(tokens[1 + n : -1].sum(axis=0)), abs=1e-5)
+
+
+def test_pieces_are_found_in_their_order():
+    assert pieces_in("a b a c", ["a", "a  \n c"]) == ((0, 1), (4, 7))
+    with pytest.raises(ValueError):
+        pieces_in("a b", ["b", "a"])

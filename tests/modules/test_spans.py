@@ -1,6 +1,8 @@
 import pytest
 
 from corpora.types import Passage, Quote
+from modules.embedder import load_embedder
+from modules.embedding import folded
 from modules.grounding import locate, stretches
 from modules.spans import ScoredSpan, SpanFinder, confidences, fit_span_model
 
@@ -73,3 +75,23 @@ def test_confidence_follows_whether_the_question_is_answered_and_what_the_best_s
 def test_what_overlaps_is_read_once():
     assert stretches(cut((0, 30), (20, 49), (22, 40))) == [("c", 0, TEXT[:49])]
     assert locate("Courts of Ohio decide.", cut((0, 35), (30, 60))).start == TEXT.index("Courts")
+
+
+def test_sentences_are_read_in_their_passage_and_stand_where_they_are_quoted():
+    embedder = load_embedder()
+    passages = cut((0, 49), (49, len(TEXT)))
+    alone, inside = (SpanFinder(embedder, text) for text in (None, lambda passage: folded(passage.text)))
+    for query in ("Which law governs?", "Who pays?"):
+        found = {finder: finder.find(query, passages) for finder in (alone, inside)}
+        assert found[alone][0].quote.start == found[inside][0].quote.start
+        assert found[alone][0].score != pytest.approx(found[inside][0].score, abs=1e-3)
+        assert all(TEXT[s.quote.start : s.quote.end] == s.quote.text for s in found[inside])
+    places = [(s.quote.start, s.quote.end) for s in inside.find("Ohio", cut((0, 49), (20, 80)))]
+    assert len(places) == len(set(places)) and not any(a < d and c < b for a, b in places for c, d in places if a < c)
+
+
+def test_a_sentence_behind_what_the_embedder_reads_is_not_found():
+    text = "word " * 300 + "goes on. The Buyer pays fees."
+    finder = SpanFinder(load_embedder(), lambda passage: folded(passage.text))
+    found = finder.find("the buyer pays fees", [Passage("c:0", "c", 0, len(text), text)])
+    assert found and all("Buyer" not in span.quote.text for span in found)

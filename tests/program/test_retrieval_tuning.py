@@ -13,10 +13,11 @@ from modules.index_files import StoreError
 from modules.retrieval_settings import RetrievalSettings
 from modules.retriever import PassageIndex
 from optimizers.embedder import EmbedderSettings
+from optimizers.embedder_lists import RIGHT, WRONG
 from optimizers.retriever import RetrieverTune
 from program.contract_review import ContractReview
 from program.examples import to_examples
-from program.retrieval_fit import Asked, answered, fit_answers, fit_fusion, fit_k, fit_spans
+from program.retrieval_fit import Asked, answered, fit_answers, fit_extraction, fit_fusion, fit_k, fit_spans
 from program.retrieval_tuning import ReviewRetrieval, wordings
 
 SHORT = {"max_steps": 6, "batch_size": 8, "validations": 1, "progress": False}
@@ -214,3 +215,38 @@ def test_confidences_of_spans_are_fitted_on_labels(corpus, program):
         for span, confidence in zip(found.spans, found.confidences, strict=True):
             (right if span.quote.text in example.quotes else wrong).append(confidence)
     assert np.mean(right) > 3 * np.mean(wrong)
+
+
+def test_a_list_is_a_contract_with_all_its_questions(corpus, program, tmp_path):
+    examples = side(corpus, 0, 1)
+    lists = ReviewRetrieval(tmp_path / "new").lists(program, examples)
+    assert len(lists) == 2 and sum(len(one.wordings) for one in lists) == len(examples)
+    index = program.retrieve.index
+    for one, contract in zip(lists, corpus.contracts, strict=False):
+        passages = index.passages(contract.id)
+        assert [p.text for p in one.passages] == [index.embedded_text(p) for p in passages]
+        own = [example for example in examples if example.contract_id == contract.id]
+        said = [" ".join(p.text[a:b].split()) for p in one.passages for a, b in p.sentences]
+        text = " ".join(contract.text.split())
+        assert "".join(said).replace(" ", "") == text.replace(" ", "")
+        for example, marks, sentence_marks in zip(own, one.passage_marks, one.sentence_marks, strict=True):
+            touched = [any(p.start < b and a < p.end for a, b in example.spans) for p in passages]
+            assert [mark != WRONG for mark in marks] == touched
+            assert (RIGHT in marks) == (RIGHT in sentence_marks) == bool(example.spans)
+
+
+def test_a_retriever_learns_from_whole_contracts(corpus, program, tmp_path):
+    retrieval = ReviewRetrieval(tmp_path / "new", progress=False)
+    tune = RetrieverTune(retrieval, EmbedderSettings(**SHORT, loss="lists", list_size=12))
+    tune.compile(program, trainset=side(corpus, 0, 1, 2, 3), valset=side(corpus, 4))
+    for index in retrieval.made:
+        index.close()
+    assert tune.log.training["rows"] == 4 and tune.log.score_after >= tune.log.score_before
+
+
+def test_the_way_of_reading_sentences_that_finds_more_is_taken(corpus, program):
+    examples = side(corpus, 0)
+    tried = {way: fit_extraction(program.retrieve, examples, (way,)) for way in (False, True)}
+    best, score = fit_extraction(program.retrieve, examples)
+    assert score == max(one for _, one in tried.values()) > 0
+    assert best == tried[best.sentences_in_context][0] and best.spans is not None
