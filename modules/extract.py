@@ -24,12 +24,13 @@ class Extract(dspy.Module):
     def forward(self, question: str, contract_id: str | None = None) -> dspy.Prediction:
         """`Prediction(spans, confidences, p_answered, passages)`, best span first; errors as `Retrieve` raises them."""
         found = self.retrieve(question=question, contract_id=contract_id)
-        spans = self._finders.find(self.retrieve, bare_question(question), found.passages, self.n_best)
+        query = bare_question(question)
+        spans = self._finders.find(self.retrieve, query, found.passages, self.n_best)
         model = self.retrieve.settings.spans
         likely = 0.5 if found.p_answered is None else found.p_answered
         return dspy.Prediction(
             spans=spans,
-            confidences=None if model is None else confidences(model, spans, likely),
+            confidences=None if model is None else confidences(model, query, spans, likely),
             p_answered=found.p_answered,
             passages=found.passages,
         )

@@ -9,8 +9,8 @@ Not handled: spans shorter than a sentence (names, dates), and sentences of whic
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import expit, logit
@@ -35,10 +35,11 @@ class ScoredSpan:
 
 @dataclass(frozen=True, slots=True)
 class SpanModel:
-    """P(a span is right) is the logistic function of what these fields weigh, and `offset`.
+    """P(a span is right) is the logistic function of what these fields weigh, `offset`, and the query's own offset.
 
     `score` weighs the cosine, `below_best` how far it is above the question's best (0 or less), `length` the log of the
-    span's characters, `answered` the logit of the probability that the contract answers the question at all.
+    span's characters, `answered` the logit of the probability that the contract answers the question at all. A query
+    that was not fitted has no offset of its own: some questions are answered by a sentence, others by words of one.
     """
 
     score: float
@@ -46,6 +47,7 @@ class SpanModel:
     length: float
     answered: float
     offset: float
+    by_query: Mapping[str, float] = field(default_factory=dict)
 
 
 class SpanFinder:
@@ -126,27 +128,40 @@ class SpanFinder:
         return [self._vectors[text][0] for text in texts]
 
 
-def confidences(model: SpanModel, spans: Sequence[ScoredSpan], p_answered: float) -> list[float]:
-    """The probability of each of one question's spans that it is right; `p_answered` as `modules.absence` tells it."""
+def confidences(model: SpanModel, query: str, spans: Sequence[ScoredSpan], p_answered: float) -> list[float]:
+    """The probability of each of one query's spans that it is right; `p_answered` as `modules.absence` tells it."""
     weights = model.score, model.below_best, model.length, model.answered
-    return expit(_features(spans, p_answered) @ np.array(weights) + model.offset).tolist()
+    logits = _features(spans, p_answered) @ np.array(weights) + model.offset + model.by_query.get(query, 0.0)
+    return expit(logits).tolist()
 
 
-def fit_span_model(questions: Sequence[tuple[Sequence[ScoredSpan], float, Sequence[bool]]]) -> SpanModel:
-    """Logistic regression on (spans, p_answered, which of them are right) of each question (Platt 1999).
+def fit_span_model(
+    questions: Sequence[tuple[str, Sequence[ScoredSpan], float, Sequence[bool]]], *, strength: float = 1.0
+) -> SpanModel:
+    """Ridge logistic regression on (query, spans, p_answered, which of them are right) of each question (Platt 1999).
 
-    ValueError where no span was right, or all were: there is nothing to tell apart.
+    `strength` is scikit-learn's C. ValueError where no span was right, or all were: there is nothing to tell apart.
     """
-    right = [bool(one) for _, _, marks in questions for one in marks]
+    right = [bool(one) for *_, marks in questions for one in marks]
     if len(set(right)) < 2:
         raise ValueError(f"of {len(right)} spans {sum(right)} are right; give some that are and some that are not")
-    inputs = np.vstack([_features(spans, p_answered) for spans, p_answered, _ in questions])
-    fitted = LogisticRegression(C=1e3, max_iter=5000).fit(inputs, np.array(right))
-    return SpanModel(*map(float, fitted.coef_[0]), offset=float(fitted.intercept_[0]))
+    numbers = np.vstack([_features(spans, p_answered) for _, spans, p_answered, _ in questions])
+    known = sorted({query for query, *_ in questions})
+    which = np.array([[query == one for one in known] for query, spans, *_ in questions for _ in spans], dtype=float)
+    # In units of their spread, so that the ridge keeps the queries' offsets small and hardly touches these.
+    mean, spread = numbers.mean(axis=0), np.maximum(numbers.std(axis=0), 1e-9)
+    inputs = np.hstack([(numbers - mean) / spread, which])
+    fitted = LogisticRegression(C=strength, max_iter=5000).fit(inputs, np.array(right))
+    weights = fitted.coef_[0, : len(mean)] / spread
+    return SpanModel(
+        *map(float, weights),
+        offset=float(fitted.intercept_[0] - weights @ mean),
+        by_query={query: float(w) for query, w in zip(known, fitted.coef_[0, len(mean) :], strict=True)},
+    )
 
 
 def _features(spans: Sequence[ScoredSpan], p_answered: float) -> np.ndarray:
-    """Float64 [len(spans), 4], in the order of SpanModel's fields."""
+    """Float64 [len(spans), 4], in the order of SpanModel's first fields."""
     best = max((span.score for span in spans), default=0.0)
     likely = float(logit(np.clip(p_answered, 1e-6, 1 - 1e-6)))
     rows = [(span.score, span.score - best, np.log(len(span.quote.text)), likely) for span in spans]

@@ -122,7 +122,7 @@ def fit_extraction(
         found = _extracted(Extract(Retrieve(retrieve.index, settings=settings)), examples)
         model = _span_model(found, examples)
         extractions = [
-            extraction(example, spans, confidences(model, spans, likely))
+            extraction(example, spans, confidences(model, bare_question(example.question), spans, likely))
             for example, (spans, likely) in zip(examples, found, strict=True)
         ]
         score = float(aupr(threshold_counts(extractions).sum(axis=0)))
@@ -147,7 +147,7 @@ def _span_model(found: Sequence[tuple[Sequence[ScoredSpan], float]], examples: S
     for (spans, likely), example in zip(found, examples, strict=True):
         texts = [span.quote.text for span in spans]
         right = cuad_matches(texts, example.quotes, parties=example.category == "Parties").any(axis=1)
-        questions.append((spans, likely, right.tolist()))
+        questions.append((bare_question(example.question), spans, likely, right.tolist()))
     return fit_span_model(questions)
 
 

@@ -28,7 +28,7 @@ def test_spans_come_from_the_retrieved_passages_with_the_fitted_confidence(index
     model = SpanModel(5.0, 2.0, 0.1, 1.0, -3.0)
     program.retrieve.swap(index, RetrievalSettings(answers=answers, spans=model))
     fitted = program(question="the buyer pays the fees", contract_id="Acme")
-    assert fitted.confidences == confidences(model, fitted.spans, fitted.p_answered)
+    assert fitted.confidences == confidences(model, "the buyer pays the fees", fitted.spans, fitted.p_answered)
     assert all(0 < one < 1 for one in (*fitted.confidences, fitted.p_answered))
 
 

@@ -52,13 +52,14 @@ def span(score, length=50):
 
 
 def test_confidence_is_fitted_to_how_often_a_score_is_right():
-    questions = [([span(0.1)], 0.5, [i == 0]) for i in range(10)] + [([span(0.9)], 0.5, [i < 8]) for i in range(10)]
-    model = fit_span_model(questions)
-    (low,), (high,) = (confidences(model, [span(score)], 0.5) for score in (0.1, 0.9))
+    questions = [("q", [span(0.1)], 0.5, [i == 0]) for i in range(10)]
+    questions += [("q", [span(0.9)], 0.5, [i < 8]) for i in range(10)]
+    model = fit_span_model(questions, strength=1e3)
+    (low,), (high,) = (confidences(model, "q", [span(score)], 0.5) for score in (0.1, 0.9))
     assert low == pytest.approx(0.1, abs=0.02) and high == pytest.approx(0.8, abs=0.02)
-    assert confidences(model, [], 0.5) == [] and confidences(model, [span(0.9)], 0.0)[0] >= 0
+    assert confidences(model, "q", [], 0.5) == [] and confidences(model, "q", [span(0.9)], 0.0)[0] >= 0
     with pytest.raises(ValueError, match="of 2 spans 2 are right"):
-        fit_span_model([([span(0.1), span(0.2)], 0.5, [True, True])])
+        fit_span_model([("q", [span(0.1), span(0.2)], 0.5, [True, True])])
 
 
 def test_confidence_follows_whether_the_question_is_answered_and_what_the_best_span_is():
@@ -66,10 +67,19 @@ def test_confidence_follows_whether_the_question_is_answered_and_what_the_best_s
     for i in range(40):
         answered = i % 2 == 0
         likely = 0.9 if answered else 0.1
-        questions.append(([span(0.8), span(0.5)], likely, [answered and i % 20 != 0, answered and i % 10 == 0]))
+        questions.append(("q", [span(0.8), span(0.5)], likely, [answered and i % 20 != 0, answered and i % 10 == 0]))
     model = fit_span_model(questions)
-    there, not_there = confidences(model, [span(0.8), span(0.5)], 0.9), confidences(model, [span(0.8)], 0.1)
+    there, not_there = (
+        confidences(model, "q", spans, likely) for spans, likely in (([span(0.8), span(0.5)], 0.9), ([span(0.8)], 0.1))
+    )
     assert there[0] > 0.7 > there[1] and not_there[0] < 0.2
+
+
+def test_a_question_that_sentences_never_answer_has_lower_confidences():
+    questions = [(q, [span(0.8)], 0.5, [q == "law" and i % 4 != 0]) for i in range(20) for q in ("law", "date")]
+    model = fit_span_model(questions)
+    law, date, other = (confidences(model, q, [span(0.8)], 0.5)[0] for q in ("law", "date", "something else"))
+    assert law > 0.6 > other > 0.2 > date
 
 
 def test_what_overlaps_is_read_once():
