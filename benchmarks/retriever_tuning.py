@@ -95,7 +95,7 @@ def settings_of(args: argparse.Namespace) -> EmbedderSettings:
     """What the command line says of the training."""
     return EmbedderSettings(
         max_steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate, loss=args.loss,
-        list_size=args.list_size, validations=args.validations,
+        list_size=args.list_size, validations=args.validations, seed=args.seed,
     )  # fmt: skip
 
 
@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--loss", choices=LOSSES, default="mnrl", help="lists: a step is a whole contract")
     parser.add_argument("--list-size", type=int, default=64, help="passages of a contract in a step")
     parser.add_argument("--validations", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn in the training; the split stays")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--max-chars", type=int, default=600)
