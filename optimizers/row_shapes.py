@@ -93,8 +93,8 @@ def shaped(
             if kind == "described":
                 signature = signature.with_instructions(rng.choice(shapes.tasks))
             elif kind == "demonstrated":
-                others = [item["trace"] for i, item in enumerate(items) if i != place]
-                demos = _others(others, predictor, inputs, shapes.demonstrations, rng)
+                traces = [item["trace"] for item in items]
+                demos = _others(traces, predictor, inputs, shapes.demonstrations, rng)
             row = adapter.format_finetune_data(signature=signature, demos=demos, inputs=inputs, outputs=outputs)
             if kind == "conversed" and number == 0:
                 more = list(follow_ups(items[place]["example"], items[place]["prediction"]))
@@ -106,14 +106,15 @@ def shaped(
 def _others(
     traces: Sequence[Sequence[Step]], predictor: Any, inputs: Mapping[str, Any], n: int, rng: Random
 ) -> list[dict[str, Any]]:
-    """Up to `n` steps of the same task as demonstrations; none that was asked the same, whose answer is the row's."""
-    of_task = [
-        {**given, **{name: said[name] for name in predictor.signature.output_fields}}
+    """Up to `n` steps of the same task as demonstrations, no two asked the same, and none what the row is asked."""
+    of_task = {
+        str(dict(given)): {**given, **{name: said[name] for name in predictor.signature.output_fields}}
         for trace in traces
         for other, given, said in trace
-        if other.signature.fields.keys() == predictor.signature.fields.keys() and dict(given) != dict(inputs)
-    ]
-    return rng.sample(of_task, min(n, len(of_task)))
+        if other.signature.fields.keys() == predictor.signature.fields.keys()
+    }
+    of_task.pop(str(dict(inputs)), None)  # people's labels stand among the rows several times
+    return rng.sample(list(of_task.values()), min(n, len(of_task)))
 
 
 def _gone_on(

@@ -53,12 +53,12 @@ def rows(monkeypatch):
 
     monkeypatch.setattr(BootstrapFinetune, "finetune_lms", staticmethod(note))
 
-    def make(shapes=None, teacher=None, **options):
+    def make(shapes=None, teacher=None, trainset=TRAIN, **options):
         program = Ask()
         program.set_lm(dspy.LM("local/base", api_key="none"))
         program.ask.demos = [dspy.Example(question="shown", answer="before")]
         options = {"exclude_demos": True, "num_threads": 2} | options
-        InstructTune(shapes=shapes, **options).compile(program, TRAIN, teacher or Teacher())
+        InstructTune(shapes=shapes, **options).compile(program, trainset, teacher or Teacher())
         return taken.pop()
 
     return make
@@ -99,6 +99,8 @@ def test_demonstrated_rows_stand_behind_others_and_never_behind_themselves(rows)
         for question, turn in zip(asked(row), row["messages"][2::2], strict=True):
             assert question.replace("question", "answer") + "\n" in turn["content"]
     assert all("loss_on" not in row for row in shaped)
+    copies = rows(RowShapes(demonstrated=1.0, demonstrations=3), trainset=TRAIN[:2] * 3)
+    assert sorted(map(asked, copies)) == [["question 00", "question 01"]] * 3 + [["question 01", "question 00"]] * 3
 
 
 def test_demonstrations_of_the_program_stay_where_they_are_served(rows):
