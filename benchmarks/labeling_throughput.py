@@ -25,6 +25,7 @@ from corpora.synthetic import write_corpus
 from modules.embedder import load_embedder
 from modules.retriever import PassageIndex
 from optimizers.local_lm import local_lm
+from optimizers.local_lm.prompts import encode_prompt, request_chat
 from program.compile import build_adapter
 from program.contract_review import ContractReview
 from program.examples import sample_examples, to_examples
@@ -112,6 +113,7 @@ def main() -> None:
         for request in clock.requests:
             plain_generate(lm.engine.weights, request)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    print(prefixes([encode_prompt(lm.engine.weights, request_chat(request)) for request in clock.requests]))
     one, together = rounds[1], rounds[2]
     for each in (one, together):
         print(
@@ -122,6 +124,24 @@ def main() -> None:
     print(f"plain `generate`, the calls alone, one after another: {wall:.1f} s, {cpu:.1f} CPU s")
     print(f"together over plain `generate`: {wall / together.wall_s:.2f} by wall, {cpu / together.cpu_s:.2f} by CPU")
     print(f"together over one in flight: {one.wall_s / together.wall_s:.2f}, {one.cpu_s / together.cpu_s:.2f}")
+
+
+def prefixes(prompts: list[list[int]]) -> str:
+    """What reading could be shared: tokens of all prompts, those behind what begins all, and behind what begins two."""
+
+    def shared(first: list[int], second: list[int]) -> int:
+        return next(
+            (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+        )
+
+    ordered = sorted(prompts)
+    n, total = len(ordered), sum(map(len, ordered))
+    common = shared(ordered[0], ordered[-1])
+    pairs = sum(shared(*pair) for pair in zip(ordered, ordered[1:], strict=False))
+    return (
+        f"{n} prompts of {total / n:.0f} tokens: {total / n - common:.0f} of each behind the beginning common to all, "
+        f"{(total - pairs) / n:.0f} behind the longest shared with another"
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,19 @@ class ReviewPassages(dspy.Signature):
     answer: str = dspy.OutputField(desc="the short answer, or: not in this contract")
 
 
+# Other ways to ask for the same, for training rows that are not to hang on one wording (optimizers.row_shapes).
+REVIEW_TASKS = (
+    "You review contracts. From the passages alone, answer what is asked: copy the words that answer it, or say that "
+    "it is not in this contract.",
+    "Find in these passages of a contract what settles the question. Give those words exactly as they stand, then the "
+    "short answer; where nothing settles it, say so.",
+    "A client asks about a contract. Quote the passages word for word where they answer and keep the answer short; do "
+    "not guess where they are silent.",
+    "Read the numbered passages and reply to the reviewer's question with verbatim quotes and a brief answer, or state "
+    "that the contract does not say.",
+)
+
+
 class WriteQuestion(dspy.Signature):
     """Write a question that the passage of a contract answers, with the quote and the short answer."""
 

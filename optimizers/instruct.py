@@ -17,6 +17,7 @@ import dspy
 
 from optimizers.errors import TrainingError
 from optimizers.finetuning import Score, finetuned, validating
+from optimizers.row_shapes import RowShapes, drawn, shaped
 from optimizers.stock import SteadyFinetune
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ class InstructTune(SteadyFinetune):
     best program is kept, the student itself among them. `human_share` of the rows are people's labels as far as each
     stands there at most MAX_COPIES times. Within a training the weights of the epoch with the best score are kept, and
     it ends after `patience` epochs without a better one. `log` tells the rounds of the last compile.
+
+    With `shapes` (RowShapes) some rows are put in other words, behind demonstrations, or as conversations.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class InstructTune(SteadyFinetune):
         human_share: float = 0.3,
         patience: int = 1,
         seed: int = 0,
+        shapes: RowShapes | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -88,6 +92,7 @@ class InstructTune(SteadyFinetune):
             )
         self.labels, self.score, self.rounds = labels, score, rounds
         self.human_share, self.patience, self.seed = human_share, patience, seed
+        self.shapes, self._follow_ups = shapes, None
         self.log: list[Round] = []
 
     def compile(
@@ -136,20 +141,23 @@ class InstructTune(SteadyFinetune):
         copies = copies_for(len(human), len(made), self.human_share)
         rows = human * copies + made
         Random(f"{self.seed}/{number}").shuffle(rows)
-        kwargs = self.train_kwargs
+        kwargs, adapter = self.train_kwargs, self.adapter
         copy = student.deepcopy()
+        # What is told by LM is told by the copy's LMs, which are others.
+        pairs = [(old.lm, new.lm) for old, new in zip(student.predictors(), copy.predictors(), strict=True)]
+        self.adapter = {new: adapter[old] for old, new in pairs}
         self.train_kwargs = {
-            new.lm: {
-                **kwargs[old.lm],
-                "validate": validating(student, old.lm, self.score, valset),
+            new: {
+                **kwargs[old],
+                "validate": validating(student, old, self.score, valset),
                 "patience": self.patience,
             }
-            for old, new in zip(student.predictors(), copy.predictors(), strict=True)
+            for old, new in pairs
         }
         try:
             tuned = self._fit(copy, rows, self.labels.teacher(student, human + made))
         finally:
-            self.train_kwargs = kwargs
+            self.train_kwargs, self.adapter = kwargs, adapter
         self.log.append(Round(number, len(human), len(made), copies, self.score(tuned, valset)))
         logger.info("round %d: %.3f after %d + %d labels", number, self.log[-1].score, len(human), len(made))
         return tuned
@@ -164,7 +172,21 @@ class InstructTune(SteadyFinetune):
             for theirs, own in zip(each.predictors() if each else [], student.predictors(), strict=False):
                 theirs.signature = own.signature
                 theirs.demos = [] if self.exclude_demos else own.demos
+        self._follow_ups = next((each.follow_ups for each in teachers if hasattr(each, "follow_ups")), None)
         return super().compile(student, trainset=trainset, teacher=teacher)
+
+    def _prepare_finetune_data(self, trace_data: list[dict], lm: dspy.LM, pred_ind: int | None = None) -> Any:
+        if self.shapes is None:
+            return super()._prepare_finetune_data(trace_data, lm, pred_ind)
+        items = [item for item in trace_data if not self.metric or item["score"]]
+        chosen = drawn(self.shapes, len(items))
+        served = [item for i, item in enumerate(items) if i not in chosen]
+        data, told = super()._prepare_finetune_data(served, lm, pred_ind)
+        adapter = self.adapter[lm] or dspy.settings.adapter or dspy.ChatAdapter()
+        items = self.of_predictor(items, pred_ind)
+        data += shaped(self.shapes, chosen, items, adapter, self._follow_ups, exclude_demos=self.exclude_demos)
+        Random(f"{self.seed}/shapes").shuffle(data)
+        return data, told
 
     @staticmethod
     def finetune_lms(finetune_dict: dict[Any, dict[str, Any]]) -> dict[Any, dspy.LM]:

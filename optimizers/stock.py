@@ -68,12 +68,16 @@ class SteadyFinetune(BootstrapFinetune):
 
     def _prepare_finetune_data(self, trace_data: list[dict], lm: dspy.LM, pred_ind: int | None = None) -> Any:
         self._check_failures()
-        if pred_ind is not None:
-            trace_data = [
-                {**item, "trace": [step for step in item["trace"] if self._place.get(id(step[0])) == pred_ind]}
-                for item in trace_data
-            ]
-        return super()._prepare_finetune_data(trace_data=trace_data, lm=lm, pred_ind=None)
+        return super()._prepare_finetune_data(trace_data=self.of_predictor(trace_data, pred_ind), lm=lm, pred_ind=None)
+
+    def of_predictor(self, trace_data: list[dict], pred_ind: int | None) -> list[dict]:
+        """The traces with this predictor's own calls alone, by its place in `predictors()`; all calls for None."""
+        if pred_ind is None:
+            return trace_data
+        return [
+            {**item, "trace": [step for step in item["trace"] if self._place.get(id(step[0])) == pred_ind]}
+            for item in trace_data
+        ]
 
     def _check_failures(self) -> None:
         unread = sum(isinstance(err, AdapterParseError) for err in self._failures)

@@ -41,7 +41,7 @@ from program.runs import BudgetError, RunFolder, refuse_if_taken
 from program.self_instruct import SelfInstruct
 from program.summary import summarize
 from program.teacher import LabelTeacher
-from program.unlabelled import read_unlabelled, refuse_overlap
+from program.unlabelled import keep_apart, read_unlabelled
 
 Say = Callable[[str], None]
 
@@ -83,11 +83,11 @@ def compile(
     earlier = read_earlier(config, incumbent, _joined(split))
     questions = _questions(config, split, earlier)
     test = to_examples(split.test)
-    refuse_overlap(questions.unlabelled, split)
     # What cannot be removed from the scratch folder must not hide the error that the run ended with.
     scratch_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     with (
         scratch_folder as scratch,
+        nullcontext(_apart(Path(scratch), questions, split)) as apart,
         nullcontext(build_lm(config, Path(scratch))) as lm,  # first: a model that cannot be loaded leaves no run behind
         RunFolder.start(config.out, overwrite=overwrite) as run,
         recipe_preferences(config, split, run.folder, build_adapter()) as preferences,
@@ -100,7 +100,7 @@ def compile(
         index = _index(config, run, incumbent, contracts, progress)
         indexing_s = time.perf_counter() - began_indexing
         retrieval = ReviewRetrieval(run.folder / "retriever", seed=config.seed, progress=progress)
-        store = LabelStore.open(run.folder / "labels.db") if questions.unlabelled else None
+        store = LabelStore.open(shutil.move(apart, run.folder / "labels.db")) if apart else None
         try:
             # Truncated completions of a weak model would fill the terminal with one warning each.
             with logged(run.folder / "compile.log"), dspy.context(lm=lm, adapter=build_adapter()):
@@ -123,7 +123,6 @@ def compile(
                 teacher.set_lm(lm)
                 labels = None
                 if store is not None:
-                    store.hold_out(split.test.contracts, "test")
                     settings = LabelSettings(seed=config.seed)
                     labels = SelfInstruct(store, settings, remote(config.labeller), config.threads, progress)
                 n_train, n_val = len(questions.train), len(questions.val)
@@ -288,6 +287,11 @@ def _questions(config: CompileConfig, split: Split, earlier: Corpus | None) -> Q
         unlabelled=() if config.unlabelled is None else read_unlabelled(config.unlabelled),
         earlier=to_examples(earlier) if earlier else [],
     )
+
+
+def _apart(folder: Path, questions: Questions, split: Split) -> Path | None:
+    """A label store that holds out what is chosen and scored on; None where there is nothing to label."""
+    return keep_apart(folder / "labels.db", questions.unlabelled, split) if questions.unlabelled else None
 
 
 def _data(config: CompileConfig, split: Split, incumbent: Incumbent | None, earlier: Corpus | None) -> dict[str, Any]:

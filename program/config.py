@@ -41,7 +41,8 @@ class CompileConfig:
     contracts too and learns from what it trusts, in up to `label_rounds` rounds; `labeller` is a litellm model that
     labels in the place of the model itself. A step a learns from `feedback`, the store that `evergreen serve` keeps,
     and from pairs of a `judge` (likelihood, compare, pairwise, points, or a litellm model) whose report speaks for it,
-    by `preference_method` (dpo, orpo, kto or cpo), in `preference_rounds` rounds.
+    by `preference_method` (dpo, orpo, kto or cpo), in `preference_rounds` rounds. `varied_rows` is the share of a step
+    s's rows that are not the served prompt: a third each in other words, behind a demonstration, and as conversations.
 
     `start_from` is a complete run, whose program (prompts, weights, retrieval) is compiled on, in the place of the
     plain base. `guard` keeps a step s from unlearning what the program could do before it (GUARDS); the replays draw
@@ -66,6 +67,7 @@ class CompileConfig:
     batch_size: int = 4
     learning_rate: float | None = None
     rank: int = 16
+    varied_rows: float = 0.0
     unlabelled: str | None = None
     labeller: str | None = None
     label_rounds: int = 2
@@ -178,6 +180,8 @@ def _check(config: CompileConfig) -> None:
         raise ConfigError(f"guard is {config.guard!r}; it must be one of {', '.join(GUARDS)}")
     if not 0 < config.replay_share < 1:
         raise ConfigError(f"replay_share is {config.replay_share}; it is of all rows: above 0 and below 1")
+    if not 0 <= config.varied_rows <= 1:
+        raise ConfigError(f"varied_rows is {config.varied_rows}; it is a share of all rows: from 0 to 1")
     if config.seed < 0:
         raise ConfigError(f"seed is {config.seed}; it must be 0 or more")
     if not _RECIPE.fullmatch(config.recipe):

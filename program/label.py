@@ -19,6 +19,7 @@ from typing import Any
 import dspy
 
 from corpora.cuad import read_cuad, write_cuad
+from corpora.errors import CorpusError
 from corpora.labels.formats import write_labels
 from corpora.labels.store import LabelStore
 from corpora.splits import distinct, split_in_two, subset
@@ -33,6 +34,7 @@ from program.evaluate import score_program
 from program.evaluate_run import load_compiled, read_compiled
 from program.examples import to_examples
 from program.label_figures import label_figures
+from program.label_precision import gold_labels
 from program.label_report import report_lines, write_label_report
 from program.label_settings import LabelSettings
 from program.run_retrieval import read_retrieval
@@ -80,8 +82,8 @@ def label(
     began = time.perf_counter()
     people, choosing, contracts = read_sides(corpus, unlabelled)
     given = people.contracts + choosing.contracts + contracts
+    answers = None if gold is None else read_gold(gold, given, contracts)
     out.mkdir(parents=True, exist_ok=True)
-    answers = read_cuad(gold) if gold is not None else None
     with LabelStore.open(out / "labels.db") as store, program_on(given, out, run, lm, progress) as program:
         labels = SelfInstruct(store, settings, remote(labeller), threads, progress)
         train, val = to_examples(people), to_examples(choosing)
@@ -143,6 +145,18 @@ def estimate(
 def read_sides(corpus: Path | str, unlabelled: Path | str) -> tuple[Corpus, Corpus, tuple[Contract, ...]]:
     """People's labels to learn from, those of other contracts to fit confidences on, and the unlabelled contracts."""
     return *split_in_two(read_cuad(corpus), fractions=(0.5, 0.25, 0.25)), read_unlabelled(unlabelled)
+
+
+def read_gold(path: Path | str, given: tuple[Contract, ...], unlabelled: tuple[Contract, ...]) -> Corpus:
+    """Labels that labelling does not see; CorpusError where they can judge none of `unlabelled`, or not `given`."""
+    gold = read_cuad(path)
+    judged = {contract_id for contract_id, _ in gold_labels(gold, {contract.id: contract for contract in given})}
+    if not judged & {contract.id for contract in unlabelled}:
+        raise CorpusError(
+            f"the gold {path} has {len(gold.labels)} labels and none of a contract that is to be labelled, such as "
+            f"{unlabelled[0].id!r}; give the labels of those, or leave it out"
+        )
+    return gold
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def gold_precision(
     A label whose (contract id, question text) the gold does not have is in `n_no_gold` and nowhere else. CorpusError as
     in `program.label_figures.label_figures`.
     """
-    known = _gold_labels(gold, contracts)
+    known = gold_labels(gold, contracts)
     judged = []
     for record in made:
         label = record.draft.label
@@ -76,8 +76,8 @@ def gold_precision(
     }
 
 
-def _gold_labels(gold: Corpus, contracts: Mapping[str, Contract]) -> dict[tuple[str, str], Label]:
-    """The gold by (contract id, question text), of contracts that are known."""
+def gold_labels(gold: Corpus, contracts: Mapping[str, Contract]) -> dict[tuple[str, str], Label]:
+    """The gold by (contract id, question text), of contracts that are known; CorpusError for gold that cannot judge."""
     for contract in gold.contracts:
         if contract.id in contracts and contracts[contract.id].text != contract.text:
             raise CorpusError(

@@ -11,6 +11,7 @@ import dspy
 from dspy.teleprompt import BetterTogether, BootstrapFewShotWithRandomSearch
 
 from corpora.types import Contract
+from modules.signatures import REVIEW_TASKS
 from optimizers.distill import SelfDistill
 from optimizers.embedder import EmbedderSettings
 from optimizers.errors import TrainingError
@@ -18,6 +19,7 @@ from optimizers.instruct import InstructTune, SelfLabels
 from optimizers.preference import PreferenceTune
 from optimizers.preference_pairs import Check
 from optimizers.retriever import RetrieverTune, TunableRetrieval
+from optimizers.row_shapes import RowShapes
 from optimizers.stock import on_own_lm
 from program.config import CompileConfig, ConfigError
 from program.evaluate import score_program
@@ -104,6 +106,7 @@ def build_optimizers(
         score=mean_score(config.threads),
         rounds=config.label_rounds,
         seed=config.seed,
+        shapes=_shapes(config),
     )  # fmt: skip
     if config.guard != "none":
         weights = guarded(weights, lambda student: recipe_guard(config, student, earlier, adapter))
@@ -120,6 +123,13 @@ def build_optimizers(
     )  # fmt: skip
     distillation = SelfDistill(metric=teaches, **again)
     return {"p": prompts, "r": retriever, "s": weights, "a": alignment, "d": distillation}
+
+
+def _shapes(config: CompileConfig) -> RowShapes | None:
+    third = config.varied_rows / 3
+    if not third:
+        return None
+    return RowShapes(described=third, demonstrated=third, conversed=third, tasks=REVIEW_TASKS, seed=config.seed)
 
 
 def mean_score(threads: int) -> Callable[[dspy.Module, list[dspy.Example]], float]:

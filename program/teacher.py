@@ -5,6 +5,7 @@ exactly the prompts that the student is served with.
 """
 
 from collections.abc import Iterable, Sequence
+from random import Random
 
 import dspy
 from dspy.utils import DummyLM
@@ -38,9 +39,29 @@ class LabelTeacher(ContractReview):
         left_out = {"without": without} if without else {}  # a retriever need not know it where there is nothing to
         passages = self.retrieve(question=question, contract_id=contract_id, **left_out).passages
         quotes = [quote for quote in gold.quotes if locate(quote, passages)]
-        answer = gold.answer if len(quotes) == len(gold.quotes) else ", ".join(quotes) or NOT_FOUND
-        said = DummyLM([{"quotes": join_quotes(quotes), "answer": " ".join(answer.split())}])
-        return self.reviewer(question=question, passages=passages, lm=said)
+        said = self.reviewer(question=question, passages=passages, lm=DummyLM([_said(gold, quotes)]))
+        said.passages = passages
+        return said
+
+    def follow_ups(
+        self, example: dspy.Example, prediction: dspy.Prediction
+    ) -> list[tuple[dict[str, str], dict[str, str]]]:
+        """Other labelled questions that the passages shown for `example` settle: what to ask, and what to say.
+
+        Those whose quotes all stand there, and as many (one at least) that the contract does not answer.
+        """
+        others = [e for e in self.gold.values() if e.contract_id == example.contract_id and not e.get("without")]
+        others = [e for e in others if e.question != example.question]
+        found = [e for e in others if e.found and all(locate(quote, prediction.passages) for quote in e.quotes)]
+        absent = [e for e in others if not e.found]
+        Random(example.question).shuffle(absent)
+        return [({"question": e.question}, _said(e, e.quotes)) for e in found + absent[: max(1, len(found))]]
+
+
+def _said(gold: dspy.Example, quotes: Sequence[str]) -> dict[str, str]:
+    """The fields of the label's answer, as far as these of its quotes go."""
+    answer = gold.answer if len(quotes) == len(gold.quotes) else ", ".join(quotes) or NOT_FOUND
+    return {"quotes": join_quotes(list(quotes)), "answer": " ".join(answer.split())}
 
 
 def teaches(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:

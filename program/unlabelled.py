@@ -1,12 +1,11 @@
 """Contracts without labels: read, and kept apart from those that a program is chosen or scored on."""
 
-import tempfile
 from pathlib import Path
 
 from corpora.cuad import read_cuad
 from corpora.errors import CorpusError
 from corpora.labels.store import LabelStore
-from corpora.splits import Split
+from corpora.splits import Split, distinct
 from corpora.types import Contract
 from program.library import open_library
 
@@ -27,10 +26,15 @@ def read_unlabelled(path: Path | str) -> tuple[Contract, ...]:
     return contracts
 
 
-def refuse_overlap(unlabelled: tuple[Contract, ...], split: Split) -> None:
-    """CorpusError, by name, for unlabelled contracts that (nearly) are among those chosen or scored on."""
-    with tempfile.TemporaryDirectory() as scratch, LabelStore.open(Path(scratch) / "sides.db") as store:
-        if unlabelled:
-            store.hold_out(split.val.contracts, "val")
-            store.hold_out(split.test.contracts, "test")
-            store.refuse_overlap(unlabelled)
+def keep_apart(path: Path, unlabelled: tuple[Contract, ...], split: Split) -> Path:
+    """Make the label store `path`: its sides are those of the split, and `unlabelled` contracts may be trained on.
+
+    CorpusError, by name, for those of them that (nearly) are among the contracts chosen or scored on. The search for
+    these is made here, once: whoever labels with the store looks them up.
+    """
+    with LabelStore.open(path) as store:
+        store.hold_out(split.val.contracts, "val")
+        store.hold_out(split.test.contracts, "test")
+        store.add_contracts(distinct(split.train.contracts + unlabelled))
+        store.refuse_overlap(unlabelled)
+    return path

@@ -16,25 +16,20 @@ from corpora.splits import near_duplicate_groups
 from corpora.types import Contract
 
 _NEAR_DUPLICATE_JACCARD = 0.8
+_KNOWN = "SELECT 1 FROM texts WHERE sha256 = ?"
 
 
 def refuse_overlap(tables: Tables, contracts: Iterable[Contract]) -> None:
     """CorpusError that names each of the contracts that is held out, or is a near-duplicate of one that is."""
     given = checked_contracts(contracts)
     held = {row["sha256"]: row for row in tables.rows("SELECT * FROM held_out JOIN texts USING (sha256)")}
-    if not held:
-        return
-    texts = {sha: row["text"] for sha, row in held.items()} | {sha: c.text for c, sha in given.values()}
-    by_text: dict[str, list[str]] = {}
-    for contract, sha in given.values():
-        by_text.setdefault(sha, []).append(contract.id)
-    found = []
-    for group in _groups(texts):
-        near = next((sha for sha in group if sha in held), None)
-        for sha in group if near else ():
-            why = _why(tables, held[near]["side"], None if sha in held else near)
-            found += [f"{contract_id!r} ({why})" for contract_id in by_text.get(sha, ())]
-    if found:
+    why = {sha: _why(tables, row["side"], row["near"]) for sha, row in held.items()}
+    # What the store holds was searched for when it came, and when something was held out: only others are looked at.
+    new = {sha: contract.text for contract, sha in given.values() if not tables.rows(_KNOWN, sha)}
+    for group in _groups({sha: row["text"] for sha, row in held.items()} | new) if held and new else ():
+        if near := next((sha for sha in group if sha in held), None):
+            why |= {sha: _why(tables, held[near]["side"], near) for sha in group if sha not in held}
+    if found := [f"{contract.id!r} ({why[sha]})" for contract, sha in given.values() if sha in why]:
         raise CorpusError(
             f"{len(found)} of {len(given)} contracts are held out: {', '.join(sorted(found))}. A program that "
             "learned from them could not be judged on them; take them out of the set."

@@ -258,6 +258,14 @@ def test_arguments_and_validation_are_each_lms_own(jobs):
     assert tune.train_kwargs is given and all("validate" not in kwargs for kwargs in given.values())
 
 
+def test_an_adapter_told_by_lm_renders_the_rows_of_every_round(jobs):
+    program = student()
+    given = {program.ask.lm: dspy.XMLAdapter()}
+    tune, _, _ = compiled({"base": 0.1, "tuned0": 0.2, "tuned1": 0.3}, MADE, program=program, rounds=1, adapter=given)
+    assert all("<answer>" in job["train_data"][0]["messages"][-1]["content"] for job in jobs) and len(jobs) == 2
+    assert tune.adapter is given and list(given) == [program.ask.lm]
+
+
 def test_a_training_that_fails_leaves_the_tuner_as_it_was(monkeypatch):
     def fail(finetune_dict):
         raise TrainingError("no space")

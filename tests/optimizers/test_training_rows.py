@@ -56,6 +56,14 @@ def test_last_answer_alone_or_every_answer(weights):
     assert weights.tokenizer.decode(every["input_ids"]) == whole
 
 
+def test_a_row_may_say_of_what_it_is_learnt(weights):
+    given = [{"messages": CHAT}, {"messages": CHAT, "loss_on": "every"}, {"messages": CHAT, "loss_on": "last"}]
+    n_learnt = [len(learnt(weights, columns)) for columns in encode(weights, given, settings()).columns]
+    assert n_learnt == [1, 2, 1]
+    n_learnt = [len(learnt(weights, columns)) for columns in encode(weights, given, settings(loss_on="every")).columns]
+    assert n_learnt == [2, 2, 1]
+
+
 def test_a_template_that_rewrites_earlier_answers_gets_a_row_a_turn(weights, monkeypatch):
     forgets = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -84,6 +92,7 @@ def test_pairs_ratings_and_teachers_keep_prompt_and_answer_apart(weights):
     [
         ("sft", {"text": "x"}, "has keys"),
         ("sft", {"messages": CHAT[:2]}, "the last must be the assistant's"),
+        ("sft", {"messages": CHAT, "loss_on": "first"}, "loss_on='first'; use one of last, every"),
         ("dpo", {"prompt": "x", "completion": "y"}, "give chosen and prompt and rejected"),
         ("dpo", {**PAIR, "rejected": "Ohio"}, "to itself"),
         ("dpo", {**PAIR, "rejected": None}, "no likelihood term"),

@@ -1,11 +1,13 @@
 """`evergreen label`, and a compile run that labels for itself: what they leave, and what they refuse."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from corpora.cuad import read_cuad, write_cuad
 from corpora.errors import CorpusError
+from corpora.labels import held_out
 from corpora.labels.formats import read_labels
 from corpora.labels.store import LabelStore
 from corpora.synthetic import write_corpus
@@ -16,7 +18,7 @@ from program.config import CompileConfig
 from program.label import estimate, label
 from program.label_settings import LabelSettings
 from program.runs import read_run
-from program.unlabelled import read_unlabelled, refuse_overlap
+from program.unlabelled import keep_apart, read_unlabelled
 
 SETTINGS = LabelSettings(answered=4)
 
@@ -108,10 +110,38 @@ def test_a_compile_run_labels_for_itself(files, tmp_path, tiny_model, small_conf
     assert "round 0: " in told and "round 1: " in told
 
 
-def test_what_is_scored_on_may_not_be_labelled(files):
+def test_what_is_scored_on_may_not_be_labelled(files, tmp_path):
     config = CompileConfig(corpus=str(files / "people.json"))
     split = read_split(config, lambda line: None)
-    refuse_overlap(read_unlabelled(files / "deals.json"), split)
+    keep_apart(tmp_path / "apart.db", read_unlabelled(files / "deals.json"), split)
     for side in (split.val, split.test):
         with pytest.raises(CorpusError, match=side.contracts[0].id):
-            refuse_overlap(side.contracts[:1], split)
+            keep_apart(tmp_path / f"{side.name.replace('/', '-')}.db", side.contracts[:1], split)
+
+
+def test_near_duplicates_are_searched_for_once(files, tmp_path, monkeypatch):
+    split = read_split(CompileConfig(corpus=str(files / "people.json")), lambda line: None)
+    unlabelled = read_unlabelled(files / "deals.json")
+    path = keep_apart(tmp_path / "apart.db", unlabelled, split)
+    monkeypatch.setattr(held_out, "near_duplicate_groups", lambda *_: pytest.fail("searched again"))
+    with LabelStore.open(path) as store:
+        store.hold_out(split.val.contracts, "val")
+        store.refuse_overlap(unlabelled)
+        store.add_contracts(split.train.contracts + unlabelled)
+        with pytest.raises(CorpusError, match=split.test.contracts[0].id):
+            store.refuse_overlap(unlabelled + split.test.contracts[:1])
+
+
+def test_gold_that_cannot_judge_is_refused_before_anything_is_labelled(files, tmp_path):
+    other = write_corpus(["ashgrove"], 2, seed=5)
+    gold = read_cuad(files / "gold.json")
+    first, *rest = gold.contracts
+    changed = Corpus("changed", (replace(first, text=first.text.swapcase()), *rest), gold.labels)
+    for corpus, told in (
+        (other, f"none of a contract that is to be labelled, such as '{first.id}'"),
+        (changed, "text"),
+    ):
+        write_cuad(corpus, tmp_path / "wrong.json")
+        with pytest.raises(CorpusError, match=told):
+            label(files / "people.json", files / "deals.json", tmp_path / "out", gold=tmp_path / "wrong.json")
+    assert not (tmp_path / "out").exists()

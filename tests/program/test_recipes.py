@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import dspy
 import pytest
 from dspy.teleprompt import BootstrapFinetune
 from dspy.teleprompt.teleprompt import Teleprompter
 from dspy.utils import DummyLM
 
-from modules.signatures import NOT_FOUND
+from modules.signatures import NOT_FOUND, REVIEW_TASKS
 from optimizers.errors import TrainingError
 from optimizers.instruct import InstructTune
+from optimizers.row_shapes import KINDS
 from program import recipes
 from program.config import CompileConfig, ConfigError
 from program.recipes import Questions, Stage, build_optimizers, chosen, run_recipe
@@ -53,6 +56,16 @@ def _run(monkeypatch, **steps):
     monkeypatch.setattr(recipes, "build_optimizers", lambda *_, **__: {"r": Raise(0), **steps})
     questions = Questions(examples, examples, all_train=examples * 2, all_val=examples * 3)
     return run_recipe(Skilled(), CONFIG, ADAPTER, questions=questions, teacher=Skilled(), retrieval=None)
+
+
+def test_rows_are_varied_only_where_the_config_says():
+    assert build_optimizers(CONFIG, ADAPTER, None)["s"].shapes is None
+    shapes = build_optimizers(replace(CONFIG, varied_rows=0.3, seed=4), ADAPTER, None)["s"].shapes
+    assert [round(getattr(shapes, kind), 6) for kind in KINDS] == [0.1] * 3
+    assert shapes.tasks == REVIEW_TASKS and shapes.seed == 4
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(ConfigError, match="varied_rows"):
+            replace(CONFIG, varied_rows=wrong)
 
 
 def test_the_stages_come_in_order_with_their_validation_scores(monkeypatch):

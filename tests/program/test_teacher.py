@@ -3,9 +3,13 @@ from types import SimpleNamespace
 
 import dspy
 import pytest
+from dspy.teleprompt import BootstrapFinetune
 
 from corpora.types import Contract, Corpus, Label, Passage, Question, Span
-from modules.signatures import NOT_FOUND
+from modules.signatures import NO_QUOTE, NOT_FOUND
+from optimizers.instruct import InstructTune
+from optimizers.row_shapes import RowShapes
+from program.contract_review import ContractReview
 from program.examples import sample_examples, to_examples
 from program.teacher import LabelTeacher, teaches
 
@@ -118,3 +122,57 @@ def test_a_sample_depends_on_its_seed_alone_and_none_takes_all():
     pool = _pool(10, 30)
     assert sample_examples(pool, 8, seed=1) == sample_examples(pool, 8, seed=1) != sample_examples(pool, 8, seed=2)
     assert sample_examples(pool, None, seed=1) == sample_examples(pool, 99, seed=1) == pool
+
+
+def follow_ups(category, *stretches, examples=EXAMPLES):
+    """What may be asked after this category's question where these stretches of TEXT were shown, and the answers."""
+    example, said = teach(category, *stretches, examples=examples)
+    teacher = LabelTeacher(SimpleNamespace(folder=Path("no index")), examples)
+    return {asked["question"]: (given["quotes"], given["answer"]) for asked, given in teacher.follow_ups(example, said)}
+
+
+def test_a_conversation_goes_on_with_what_the_shown_passages_settle():
+    law, parties = (
+        ("The laws of Ohio govern.", "Ohio"),
+        ("Alder Foods Inc.\nBirch Ltd.", "Alder Foods Inc., Birch Ltd."),
+    )
+    absent = (NO_QUOTE, NOT_FOUND)
+    assert follow_ups("Law", (0, len(TEXT))) == {"Parties?": parties, "Term?": absent}
+    assert follow_ups("Parties", (0, 40), (40, len(TEXT))) == {"Law?": law, "Term?": absent}
+    # Of the parties only one is shown: what the rest of the contract says is not to be said.
+    assert follow_ups("Law", (24, len(TEXT))) == {"Term?": absent}
+
+
+def test_a_conversation_holds_no_more_absent_answers_than_found_ones_and_no_near_miss():
+    absent = [EXAMPLES[2].copy(question=f"Absent {i}?") for i in range(4)]
+    near = EXAMPLES[1].copy(question="Near?", without=((0, 3),), found=False, answer=NOT_FOUND, quotes=[])
+    elsewhere = EXAMPLES[2].copy(question="Elsewhere?", contract_id="d")
+    asked = follow_ups("Law", (0, len(TEXT)), examples=[*EXAMPLES[:2], *absent, near, elsewhere])
+    assert len(asked) == 2 and "Parties?" in asked and not {"Near?", "Elsewhere?", "Law?"} & set(asked)
+
+
+def test_rows_of_the_review_go_on_with_answers_that_stand_in_what_was_shown(world, speaking, monkeypatch):
+    taken = []
+
+    def note(finetune_dict):
+        taken.extend(row for job in finetune_dict.values() for row in job["train_data"])
+        return {key: job["lm"] for key, job in finetune_dict.items()}
+
+    monkeypatch.setattr(BootstrapFinetune, "finetune_lms", staticmethod(note))
+    program, teacher = ContractReview(world.index, 4), LabelTeacher(world.index, world.train)
+    for one in (program, teacher):
+        one.set_lm(speaking(world.say))
+    shapes = RowShapes(conversed=1.0, turns=6)
+    InstructTune(metric=teaches, shapes=shapes, exclude_demos=True, num_threads=2).compile(
+        program, world.train, teacher
+    )
+    gone_on = [row["messages"] for row in taken if row.get("loss_on") == "every"]
+    found = 0
+    for _, shown, _, *more in gone_on:
+        assert len(more) <= 10 and not any("## passages ##" in turn["content"] for turn in more)
+        for turn in more[1::2]:
+            quotes, answer = turn["content"].split("## quotes ## ]]\n")[1].split("\n\n[[ ## answer ## ]]\n")
+            absent = answer.startswith(NOT_FOUND)
+            assert absent == (quotes == NO_QUOTE) and (absent or all(q in shown["content"] for q in quotes.split("\n")))
+            found += not absent
+    assert len(gone_on) >= 5 and found >= 3

@@ -7,7 +7,8 @@
     distill  {"prompt", "completion", "teacher_prompt"}
     sdft     {"prompt", "teacher_prompt"}: what is learnt from is what the student then says
 
-Any row may carry "group" (rows of one group stay on one side of a validation split) and "difficulty" (for the order).
+Any row may carry "group" (rows of one group stay on one side of a validation split) and "difficulty" (for the order),
+and one of sft "loss_on", where it is another than the settings': conversations among prompts with demonstrations.
 A row longer than the limit is left out and counted, never cut: cut, it would lose its question or its answer's end.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 from optimizers.errors import TrainingError
 from optimizers.local_lm.prompts import Chat, encode_completion, encode_prompt
-from optimizers.local_lm.training.settings import TrainSettings
+from optimizers.local_lm.training.settings import LOSS_ON, TrainSettings
 from optimizers.local_lm.weights import Weights
 
 Ids = dict[str, Any]
@@ -118,6 +119,10 @@ def _check_dropped(given: int, kept: int, too_long: int, limit: int, settings: T
 
 
 def _sft(weights: Weights, index: int, row: Mapping[str, Any], settings: TrainSettings) -> list[Ids]:
+    row = dict(row)
+    loss_on = row.pop("loss_on", settings.loss_on)
+    if loss_on not in LOSS_ON:
+        raise TrainingError(f"training row {index} has loss_on={loss_on!r}; use one of {', '.join(LOSS_ON)}")
     if set(row) == {"prompt", "completion"}:
         chat = _turns(row["prompt"], "user") + _turns(row["completion"], "assistant")
     elif set(row) == {"messages"}:
@@ -129,7 +134,7 @@ def _sft(weights: Weights, index: int, row: Mapping[str, Any], settings: TrainSe
             f"training row {index} has roles {[turn['role'] for turn in chat]}; the last must be the assistant's answer"
         )
     answers = [place for place, turn in enumerate(chat) if turn["role"] == "assistant" and place]
-    if settings.loss_on == "last" or len(answers) == 1:
+    if loss_on == "last" or len(answers) == 1:
         return [_answered(weights, chat)]
     whole = _every_turn(weights, chat, answers)
     return [whole] if whole else [_answered(weights, chat[: place + 1]) for place in answers]
