@@ -3,6 +3,15 @@ import time
 
 import pytest
 
+# A full collection walks all that torch, transformers and DSPy have imported, most of a second each time, and every
+# training asks for some. While tests are collected there is nothing to free, and what was imported stays.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
 
 @pytest.fixture
 def seconds():

@@ -19,6 +19,7 @@ from optimizers.errors import TrainingError
 from optimizers.local_lm import load_weights
 from optimizers.local_lm.training.watch import Watch
 from program import compile as compile_module
+from program import evaluate_run as evaluate_module
 from program.compile import compile, read_split
 from program.config import ConfigError
 from program.evaluate_run import ask_run, evaluate_run, open_run, read_compiled
@@ -120,7 +121,8 @@ def test_a_moved_run_answers(compiled):
         ask_run(compiled.path, "governing law", "nope")
 
 
-def test_a_moved_run_is_scored_on_other_contracts(compiled, tmp_path, small_corpus):
+def test_a_moved_run_is_scored_on_other_contracts(compiled, tmp_path, small_corpus, monkeypatch, words_embedder):
+    monkeypatch.setattr(evaluate_module, "load_embedder", words_embedder)
     corpus = small_corpus(tmp_path / "other.json", houses=("kestrel",), n_contracts=2)
     before = _files(compiled.path / "program")
     result = evaluate_run(compiled.path, tmp_path / "other.json", tmp_path / "scored", command="evergreen evaluate")

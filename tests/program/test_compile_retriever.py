@@ -1,6 +1,7 @@
 """A whole run whose recipe tunes the retriever: what it keeps, and what is used of it later."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -17,17 +18,28 @@ from program.run_retrieval import read_retrieval
 from program.runs import RunError, read_run
 
 
+def openings(n_contracts, seed):
+    """Generated contracts as far as their first 3,000 characters: the embedder here is the packaged one."""
+    whole = write_corpus(["juniper"], n_contracts, seed=seed)
+    contracts = tuple(replace(contract, text=contract.text[:3000]) for contract in whole.contracts)
+    labels = []
+    for label in whole.labels:
+        spans = tuple(span for span in label.spans if span.end <= 3000)
+        labels.append(replace(label, spans=spans, answer=label.answer if spans else None))
+    return replace(whole, contracts=contracts, labels=tuple(labels))
+
+
 @pytest.fixture(scope="module")
 def tuned_run(tmp_path_factory, tiny_model, small_config):
     """One run, for reading only; its corpus, its result and what it said."""
     folder, said = tmp_path_factory.mktemp("tuned"), []
-    corpus = write_corpus(["juniper"], 5, seed=3)
+    corpus = openings(5, seed=3)
     write_cuad(corpus, folder / "c.json")
     config = small_config(folder / "c.json", tiny_model(), folder / "run", recipe="r -> s", k_passages=3)
     with pytest.MonkeyPatch.context() as patch:
         # A random model answers everything wrong, so that of equal stages the first would be kept.
         patch.setattr(compile_module, "chosen", lambda stages: stages[-1])
-        patch.setattr(recipes, "EmbedderSettings", partial(EmbedderSettings, max_steps=4, batch_size=8, validations=1))
+        patch.setattr(recipes, "EmbedderSettings", partial(EmbedderSettings, max_steps=2, batch_size=4, validations=1))
         return corpus, compile(config, progress=False, say=said.append), said
 
 
@@ -61,7 +73,7 @@ def test_other_contracts_are_embedded_by_the_tuned_embedder(tuned_run, tmp_path,
         return build(cls, contracts, **options)
 
     monkeypatch.setattr(PassageIndex, "build", classmethod(noted))
-    write_cuad(write_corpus(["juniper"], 2, seed=9), tmp_path / "other.json")
+    write_cuad(openings(2, seed=9), tmp_path / "other.json")
     evaluate_run(result.path, tmp_path / "other.json", tmp_path / "scored")
     assert len(built) == 2 and built[0] is not built[1]
     rows = read_run(tmp_path / "scored").rows

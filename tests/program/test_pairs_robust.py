@@ -74,7 +74,7 @@ def review(tmp_path_factory):
 def test_at_most_a_point_is_lost_or_the_gate_refuses(review, tmp_path, crowd):
     corpus, program, train, val, test = review
     people, checked = CROWDS[crowd]
-    signature, score = program.reviewer.predict.signature, mean_score(4)
+    signature, score = program.reviewer.predict.signature, mean_score(24)
     texts = {contract.id: contract for contract in corpus.contracts}
     with FeedbackStore.open(tmp_path / "feedback.db") as store:
         for example in train:
@@ -86,7 +86,7 @@ def test_at_most_a_point_is_lost_or_the_gate_refuses(review, tmp_path, crowd):
                 store.answer(asked, Said(answer, answer != NOT_FOUND, **told))
         simulate(people, store, store.answers(), {(e.contract_id, e.question): e for e in train})
         tune = PreferenceTune(
-            FeedbackPreferences(store, ADAPTER), score=score, num_threads=4, out=tmp_path,
+            FeedbackPreferences(store, ADAPTER), score=score, num_threads=24, out=tmp_path,
             check=gold_check(program, train, ADAPTER) if checked else None,
             train_kwargs={"max_steps": 8, "batch_size": 4, "progress": False, "learning_rate": 2e-3},
         )  # fmt: skip
