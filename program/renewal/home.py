@@ -56,6 +56,11 @@ class Home:
         return self.path / "drift"
 
     @property
+    def lock(self) -> Path:
+        """Held by the one process that renews."""
+        return self.path / ".renewal.lock"
+
+    @property
     def renewals(self) -> Path:
         """A numbered folder for each renewal."""
         return self.path / "renewals"
@@ -70,7 +75,7 @@ def is_home(path: Path) -> bool:
 def renewing(home: Home) -> Iterator[None]:
     """One renewal at a time: RenewalError while another process holds the lock. A killed one's lock is free."""
     home.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(home.path / ".renewal.lock")
+    lock = FileLock(home.lock)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

@@ -14,13 +14,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import dspy
+
 from corpora.cuad import read_cuad
+from corpora.types import Corpus
 from optimizers.errors import TrainingError
 from program.compile import build_adapter
 from program.compile import compile as run_compile
 from program.config import CompileConfig
 from program.forgetting.rounds import programs, rounds_of
-from program.forgetting.skills import Mark, SuiteStore, marks_of, marks_then
+from program.forgetting.skills import Mark, SuiteStore, marks_then
+from program.forgetting.suite import marks_on
 from program.gate.decide import decide
 from program.gate.page import read_decision, read_decisions, write_decision
 from program.gate.pairs import side_of
@@ -159,7 +163,7 @@ class _Renewal:
         if not any(skill.kind == "review" for skill in self.suite.skills()):
             return {}
         (_, candidate), marks = rounds_of([self.folder / "candidate"]), {}
-        with programs(progress=False) as build, _served():
+        with programs(progress=False) as build, dspy.context(adapter=build_adapter()):
             for skill in self.suite.skills():
                 if skill.kind == "review":
                     corpus = self.suite.corpus(skill)
@@ -195,7 +199,7 @@ class _Renewal:
             **timed,
             texts={contract.id: contract.text for contract in read_cuad(self.config.frozen).contracts},
             skills={name: (marks_then(frozen[name]), [Mark(**one) for one in marks]) for name, marks in skills.items()},
-            earlier=[one for one in read_decisions(self.home.renewals)],
+            earlier=read_decisions(self.home.renewals),
         )
         decision: Decision = decide(evidence, GateRules(**self.config.gate))
         write_decision(self.folder, decision, evidence)
@@ -242,7 +246,7 @@ class _Renewal:
         if not new:
             return
         (_, candidate) = rounds_of([self.folder / "candidate"])
-        with programs(progress=False) as build, _served():
+        with programs(progress=False) as build, dspy.context(adapter=build_adapter()):
             for name, corpus in new.items():
                 marks = _marks(build(candidate, corpus), name, corpus)
                 self.suite.add(name, corpus, marks, release=release, labelled_by="person")
@@ -266,17 +270,8 @@ def _complete(out: Path) -> bool:
     return out.exists() and read_run(out).status == "complete"
 
 
-def _served() -> Any:
-    import dspy
-
-    return dspy.context(adapter=build_adapter())
-
-
-def _marks(program: Any, name: str, corpus: Any) -> list[Mark]:
-    from program.evaluate import score_program
-    from program.examples import to_examples
-
-    marks = marks_of(name, score_program(program, to_examples(corpus), name, threads=32, progress=False))
+def _marks(program: dspy.Module, name: str, corpus: Corpus) -> list[Mark]:
+    marks = marks_on(program, name, corpus, threads=32)
     if len(marks) < len(corpus.labels):
         raise TrainingError(f"{len(corpus.labels) - len(marks)} calls on skill {name!r} failed; renew again")
     return marks
