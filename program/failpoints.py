@@ -41,12 +41,16 @@ NAMES = {
     "release.collect.removing": "it is writable again, and not yet removed",
     "release.collect.removed": "it is gone",
 }
+NAMES |= {
+    "serve.swap.opened": "the release that went live is open beside the one that answers, program and index",
+    "serve.swap.moved": "it answers, and the one before is still open",
+}
 _STAGE = {
     "begin": "a stage of a renewal is about to begin",
     "made": "it is done, and its result is not on the disk yet",
     "kept": "its result is on the disk",
 }
-STAGES = ("inputs", "plan", "candidate", "skills", "latency", "gate", "release", "quarantine")
+STAGES = tuple("inputs plan candidate skills latency gate release shadow compared promote quarantine".split())
 NAMES |= {f"renew.{stage}.{point}": told for stage in STAGES for point, told in _STAGE.items()}
 
 _reached: Counter[str] = Counter()

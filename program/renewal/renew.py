@@ -1,10 +1,12 @@
-"""One renewal: inputs, plan, candidate, skills, latency, gate, release; each stage kept, so that a killed one goes on.
+"""One renewal: inputs, plan, candidate, skills, latency, gate, release, shadow, compared, promote; each stage kept, so
+that a killed one goes on.
 
     home/renewals/0003/  stages/*.json  feedback.db  calls/  candidate/ (a run)  decision.json  gate.html  outcome.json
 
 `outcome.json` ends it: promoted, refused, undecided, kept (the recipe brought nothing on validation) or failed. While
 there is none, `renew` goes on with it before anything else. Nothing touches the live release but the last stage, which
-moves one pointer; serving goes on meanwhile.
+moves one pointer; serving goes on meanwhile. With `shadow_answers` a candidate that the gate lets through waits between
+"shadow" and "compared", asked silently beside the live release: `renew` says "shadow" then, and later looks go on.
 """
 
 import json
@@ -28,6 +30,7 @@ from program.forgetting.suite import marks_on
 from program.gate.decide import decide
 from program.gate.page import read_decision, read_decisions, write_decision
 from program.gate.pairs import side_of
+from program.gate.shadow_now import end_shadow
 from program.gate.types import Decision, Evidence, GateRules
 from program.releases.store import ReleaseStore
 from program.renewal.calls import paid_calls, remembered
@@ -37,6 +40,7 @@ from program.renewal.home import Home, RenewalError, renewals, renewing
 from program.renewal.inputs import look, take
 from program.renewal.labelled import FILE_NAME, harm, set_apart
 from program.renewal.plan import Plan, make_plan
+from program.renewal.shadowing import asked_beside, shadow_rules
 from program.renewal.stages import Stages
 from program.renewal.timing import side_by_side
 from program.renewal.triggers import Trigger, due
@@ -57,13 +61,14 @@ def renew(
 ) -> dict[str, Any] | None:
     """Go on with the renewal that was left unfinished, or begin one if there is a reason; its outcome, None for none.
 
+    The outcome is "shadow" while its candidate is asked silently: nothing is ended, and a later call looks again.
     `by_hand` is somebody's reason; `cause` what drift was attributed to, with its words; `compile` makes the candidate,
-    as `program.compile.compile`. Raises RenewalError while
-    another process renews, ConfigError, and what a stage raises; a full disk or a kill leaves it to be gone on with,
-    anything else too, but the third time ends it as failed.
+    as `program.compile.compile`. Raises RenewalError while another process renews, ConfigError, and what a stage
+    raises; a full disk or a kill leaves it to be gone on with, anything else too, but the third time ends it as failed.
     """
     place = Home(Path(home).absolute())
     config = load_renewal(place.path)
+    shadow_rules(config)  # a rule that is none is told before anything is paid for
     with renewing(place):
         folder = _unfinished(place)
         if folder is None:
@@ -72,7 +77,7 @@ def renew(
                 return None
             folder = _begin(place, triggers, cause)
         say(f"renewal {folder.name}: {folder}")
-        return _Renewal(place, config, folder, say, compile).run()
+        return _Renewal(place, config, folder, say, compile, now).run()
 
 
 def _unfinished(home: Home) -> Path | None:
@@ -91,8 +96,16 @@ def _begin(home: Home, triggers: Sequence[Trigger], cause: tuple[str, str] | Non
 class _Renewal:
     """The stages of one renewal, in order."""
 
-    def __init__(self, home: Home, config: RenewalConfig, folder: Path, say: Say, compile: Callable[..., Any]) -> None:
-        self.compile = compile
+    def __init__(
+        self,
+        home: Home,
+        config: RenewalConfig,
+        folder: Path,
+        say: Say,
+        compile: Callable[..., Any],
+        now: Callable[[], datetime],
+    ) -> None:
+        self.compile, self.now = compile, now
         self.home, self.config, self.folder, self.say = home, config, folder, say
         self.stages = Stages(folder, say)
         self.releases = ReleaseStore.open(home.releases)
@@ -117,6 +130,16 @@ class _Renewal:
             release = self.stages.run("release", lambda: self._release(told["inputs"], verdict, plan))
             told |= {"release": release["id"]}
             outcome = {"promote": "promoted", "refuse": "refused"}.get(verdict["verdict"], "undecided")
+            if outcome == "promoted":
+                beside = self._beside(told["inputs"]["live"], release["id"])
+                if beside:
+                    told["shadow"] = {key: beside[key] for key in ("verdict", "why", "n")}
+                if beside.get("verdict") == "wait":
+                    self.say(f"{release['id']} is asked silently: {beside['why']}")
+                    return {"id": self.folder.name, "outcome": "shadow", "why": beside["why"], **told}
+                if beside.get("verdict", "kept") != "kept":
+                    return self._end("refused", told, f"beside the live release: {beside['why']}")
+                self.stages.run("promote", lambda: self._promote(told["inputs"], verdict, release["id"]))
             if outcome != "promoted" and verdict["harm"]:
                 told["quarantine"] = self.stages.run("quarantine", lambda: self._set_apart(told["inputs"], verdict))
             return self._end(outcome, told, "; ".join(verdict["reasons"]))
@@ -222,23 +245,30 @@ class _Renewal:
         return apart
 
     def _release(self, inputs: dict[str, Any], verdict: dict[str, Any], plan: Plan) -> dict[str, Any]:
-        """The candidate as a release, live if the gate says so; whatever it learnt is frozen as a skill then."""
+        """The candidate as a release that is not live."""
         release = self.releases.add(
             self.folder / "candidate", parents=[inputs["live"]] if inputs["live"] else [], decision=verdict["id"],
             lineage={"renewal": self.folder.name, "feedback_events": inputs["feedback"], "reasons": list(plan.reasons)},
         )  # fmt: skip
-        if verdict["verdict"] == "promote":
-            live = self.releases.live()
-            if live is not None and live.id not in (inputs["live"], release.id):
-                raise RenewalError(
-                    f"{live.id} went live while {inputs['live']} was being renewed; the decision does not hold for it. "
-                    "Renew again"
-                )
-            self.releases.promote(
-                release.id, "; ".join(verdict["reasons"]) or "gate", decision=verdict["id"], by="renewal"
-            )
-            self._freeze(release.id)
         return {"id": release.id}
+
+    def _beside(self, live: str | None, release: str) -> dict[str, Any]:
+        """What its answers beside the live release say; {} where none are asked for, or nothing is live yet."""
+        if live is None or (self.config.shadow_answers is None and not self.stages.done("compared")):
+            return {}
+        return asked_beside(self.home, self.stages, self.config, release, live, self.now())
+
+    def _promote(self, inputs: dict[str, Any], verdict: dict[str, Any], release: str) -> dict[str, Any]:
+        """Make the release the live one; whatever it learnt is frozen as a skill then."""
+        live = self.releases.live()
+        if live is not None and live.id not in (inputs["live"], release):
+            raise RenewalError(
+                f"{live.id} went live while {inputs['live']} was being renewed; the decision does not hold for it. "
+                "Renew again"
+            )
+        self.releases.promote(release, "; ".join(verdict["reasons"]) or "gate", decision=verdict["id"], by="renewal")
+        self._freeze(release)
+        return {"live": release}
 
     def _freeze(self, release: str) -> None:
         there = {skill.name for skill in self.suite.skills()}
@@ -253,6 +283,7 @@ class _Renewal:
 
     def _end(self, outcome: str, told: dict[str, Any], why: str) -> dict[str, Any]:
         seconds = self.stages.seconds()
+        end_shadow(self.home.shadow, told.get("release", ""))
         ended = {"outcome": outcome, "why": why, **told, "seconds": seconds}
         ended["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self.folder / "outcome.json", ended)

@@ -112,6 +112,11 @@ class Session:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="asking")
 
     @property
+    def live(self) -> Live:
+        """What answers now."""
+        return self._live
+
+    @property
     def release(self) -> str:
         """The release that answers now."""
         return self._live.release
