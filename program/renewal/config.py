@@ -33,6 +33,8 @@ class RenewalConfig:
     often `watch` looks. `max_minutes` bounds what a renewal is estimated to take, `max_calls` the calls of the model
     that is paid for (`labeller`).
 
+    With `judge` (a name of program/judging/kinds.py, or a litellm model) a sample of what is answered is judged for the
+    drift watch, at most `judge_calls` answers a look, by as many new calls.
     With `shadow_answers` a candidate that passes the gate is first asked silently, beside the live release, until both
     have answered so many questions, and `shadow` (keys of `ShadowRules`) says what it may not lose; it waits no longer
     than `shadow_days`. `compile` takes any key of program/config.py beside those that are set here, `gate` those of
@@ -54,6 +56,8 @@ class RenewalConfig:
     check_hours: float = 24.0
     max_minutes: float | None = None
     max_calls: int | None = None
+    judge: str | None = None
+    judge_calls: int = 100
     shadow_answers: int | None = None
     shadow_days: float = 14.0
     seed: int = 0
@@ -71,6 +75,7 @@ class RenewalConfig:
             "every_days",
             "check_hours",
             "max_minutes",
+            "judge_calls",
             "shadow_answers",
             "shadow_days",
         ):

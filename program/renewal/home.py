@@ -1,6 +1,7 @@
 """The home folder of a live program: where everything that the loop keeps has its place.
 
-home/  evergreen.toml  feedback.db  traces.db  releases/  skills/  drift/  renewals/<number>/  watch.json
+home/  evergreen.toml  feedback.db  traces.db  judged.jsonl  judge/  shadow/  releases/  skills/  drift/
+       renewals/<number>/  watch.json
 """
 
 import json
@@ -34,6 +35,11 @@ class Home:
     def traces(self) -> Path:
         """What was answered (`program/traces`)."""
         return self.path / "traces.db"
+
+    @property
+    def judged(self) -> Path:
+        """What a judge said of a sample of it (`program/traces/judged.py`)."""
+        return self.path / "judged.jsonl"
 
     @property
     def releases(self) -> Path:

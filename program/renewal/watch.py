@@ -1,7 +1,7 @@
 """`evergreen watch`: look, renew if there is a reason, sleep; unattended, and safe to kill at any moment."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 from corpora.types import Contract
 from modules.index_files import read_contracts
 from program.releases.store import ReleaseStore
-from program.renewal.config import load_renewal
+from program.renewal.config import RenewalConfig, load_renewal
 from program.renewal.drifting import check_drift
 from program.renewal.home import Home, RenewalError
 from program.renewal.inputs import contracts_of
+from program.renewal.judging import judge_sample
 from program.renewal.renew import renew
 from program.run_retrieval import read_retrieval
 from program.runs import write_json
@@ -29,7 +30,11 @@ def look_once(
     """
     place = Home(Path(home).absolute())
     config = load_renewal(place.path)
-    found = check_drift(place, _served(place, contracts_of(config)), now=now)
+    contracts = _served(place, contracts_of(config))
+    judged = _judged(place, config, contracts, now)
+    if judged:
+        say(f"judge: {judged}")
+    found = check_drift(place, contracts, now=now)
     say(f"drift: {found.about}")
     outcome, error = None, ""
     try:
@@ -37,10 +42,8 @@ def look_once(
     except RenewalError as busy:
         error = str(busy)
         say(error)
-    write_json(
-        place.path / "watch.json",
-        {"looked": now().isoformat(timespec="seconds"), "drift": found.about, "renewal": outcome, "error": error},
-    )
+    told = {"looked": now().isoformat(timespec="seconds"), "drift": found.about, "judge": judged}
+    write_json(place.path / "watch.json", told | {"renewal": outcome, "error": error})
     return outcome
 
 
@@ -65,6 +68,14 @@ def watch(
         done += 1
         if looks is None or done < looks:
             sleep(config.check_hours * 3600)
+
+
+def _judged(home: Home, config: RenewalConfig, contracts: Mapping[str, Contract], now: Callable[[], datetime]) -> str:
+    """What the judge did, or why it did nothing: without it the watch has a signal less, and goes on."""
+    try:
+        return judge_sample(home, config, contracts, now=now)
+    except (RuntimeError, OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _served(home: Home, unlabelled: tuple[Contract, ...]) -> dict[str, Contract]:
