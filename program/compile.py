@@ -20,6 +20,7 @@ from corpora.labels.store import LabelStore
 from corpora.splits import Split, distinct, nearly_among, split_corpus, split_in_two, subset
 from corpora.types import Contract, Corpus
 from modules.embedder import load_embedder
+from modules.embedding import embed
 from modules.retriever import PassageIndex
 from optimizers.local_lm import local_lm, save_program
 from program.asking import remote
@@ -35,7 +36,7 @@ from program.provenance import data_record, version_record
 from program.recipes import PROMPT_CANDIDATES, Questions, Stage, check_recipe, chosen, run_recipe
 from program.report import write_report
 from program.retrieval_tuning import ReviewRetrieval
-from program.run_retrieval import keep_retrieval
+from program.run_retrieval import keep_retrieval, to_read
 from program.runlog import logged
 from program.runs import BudgetError, RunFolder, refuse_if_taken
 from program.self_instruct import SelfInstruct
@@ -44,6 +45,7 @@ from program.teacher import LabelTeacher
 from program.unlabelled import read_unlabelled, refuse_overlap
 
 Say = Callable[[str], None]
+_PASSAGES_TIMED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +97,8 @@ def compile(
         run.write_json("config.json", asdict(config))
         run.write_json("versions.json", version_record(command))
         run.write_json("data.json", _data(config, split, incumbent, earlier))
-        began_indexing = time.perf_counter()
         contracts = _joined(split).contracts + questions.unlabelled + (earlier.contracts if earlier else ())
         index = _index(config, run, incumbent, contracts, progress)
-        indexing_s = time.perf_counter() - began_indexing
         retrieval = ReviewRetrieval(run.folder / "retriever", seed=config.seed, progress=progress)
         store = LabelStore.open(run.folder / "labels.db") if questions.unlabelled else None
         try:
@@ -110,7 +110,7 @@ def compile(
                 else:
                     program = load_incumbent(incumbent, index, config, Path(scratch))
                 brought = set(Path(scratch).rglob("training.json"))
-                minutes, told = estimate(program, config, questions, test, indexing_s)
+                minutes, told = estimate(program, config, questions, test)
                 say(told)
                 if max_minutes is not None and minutes > max_minutes:
                     raise BudgetError(
@@ -222,9 +222,7 @@ def build_adapter() -> dspy.ChatAdapter:
     return dspy.ChatAdapter(use_json_adapter_fallback=False)
 
 
-def estimate(
-    program: ContractReview, config: CompileConfig, questions: Questions, test: list, indexing_s: float
-) -> tuple[float, str]:
+def estimate(program: ContractReview, config: CompileConfig, questions: Questions, test: list) -> tuple[float, str]:
     """Minutes to expect, and these with calls and rows in words, from as many calls timed now as are in flight at once.
 
     A training row counts as two calls an epoch (measured on the bundled model and a CPU: benchmarks/LOG.md). Tuning the
@@ -253,25 +251,38 @@ def estimate(
         scoring += rounds * (settings.answered + (2 + math.ceil(config.sft_epochs)) * len(questions.val))
         rows += rounds * (2 * settings.max_rows + len(questions.train))
     seconds = per_call_s * (scoring + prompts + 2 * rows * config.sft_epochs)
-    learnt = sum(bool(example.spans) for example in questions.all_train)
-    tuning_s = indexing_s * (2 + 20 * learnt / index.n_passages)
-    seconds += steps.count("r") * tuning_s
+    if "r" in steps:
+        learnt = sum(bool(example.spans) for example in questions.all_train)
+        seconds += steps.count("r") * _embedding_s(index) * (2 * index.n_passages + 20 * learnt)
     return seconds / 60, (
         f"about {scoring + prompts} calls and {rows} training rows x {config.sft_epochs:g} epochs: roughly "
         f"{seconds / 60:.0f} min here ({per_call_s:.2f} s a call at {config.threads} threads)"
     )
 
 
+def _embedding_s(index: PassageIndex) -> float:
+    """Seconds that a passage takes to embed, by a few of them, timed now."""
+    texts = [index.embedded_text(one) for one in index.passages(index.contract_ids[0])[:_PASSAGES_TIMED]]
+    began = time.perf_counter()
+    embed(index.embedder, texts)
+    return (time.perf_counter() - began) / len(texts)
+
+
 def _index(
     config: CompileConfig, run: RunFolder, incumbent: Incumbent | None, contracts: tuple[Contract, ...], progress: bool
 ) -> PassageIndex:
-    """All contracts that the run looks at, cut and embedded as those of the program that it starts from were."""
+    """All contracts that the run looks at, cut and embedded as those of the program that it starts from were.
+
+    It stands beside the index of that program, which goes on serving; what is there in the same words is not embedded
+    again.
+    """
     cut = {"max_chars": config.max_chars} if incumbent is None else incumbent.retrieval.cut
     own = None if incumbent is None else incumbent.keep_embedder(run.folder)
     embedder = load_embedder() if own is None else load_embedder(str(own))
-    return PassageIndex.build(
-        distinct(contracts), folder=run.folder / "index", embedder=embedder, progress=progress, **cut
-    )
+    with nullcontext() if incumbent is None else to_read(incumbent.path, embedder) as like:
+        return PassageIndex.build(
+            distinct(contracts), folder=run.folder / "index", embedder=embedder, like=like, progress=progress, **cut
+        )
 
 
 def _joined(split: Split) -> Corpus:
