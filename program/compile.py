@@ -28,6 +28,7 @@ from program.config import CompileConfig
 from program.contract_review import ContractReview
 from program.evaluate import score_program
 from program.examples import sample_examples, to_examples
+from program.failpoints import reach
 from program.guarding import read_earlier
 from program.incumbent import Incumbent, check_incumbent, load_incumbent, read_incumbent
 from program.label_settings import LabelSettings
@@ -99,6 +100,7 @@ def compile(
         run.write_json("data.json", _data(config, split, incumbent, earlier))
         contracts = _joined(split).contracts + questions.unlabelled + (earlier.contracts if earlier else ())
         index = _index(config, run, incumbent, contracts, progress)
+        reach("train.indexed")
         retrieval = ReviewRetrieval(run.folder / "retriever", seed=config.seed, progress=progress)
         store = LabelStore.open(run.folder / "labels.db") if questions.unlabelled else None
         try:
@@ -119,6 +121,7 @@ def compile(
                     )
                 rows = score_program(program, test, "base", threads=config.threads, progress=progress)
                 run.append_scores("base", rows)
+                reach("train.scored")
                 teacher = LabelTeacher(index, questions.train + questions.val, config.k_passages)
                 teacher.set_lm(lm)
                 labels = None
@@ -133,6 +136,7 @@ def compile(
                     questions=questions, teacher=teacher, retrieval=retrieval, labels=labels,
                     preferences=preferences, progress=progress,
                 )  # fmt: skip
+                reach("train.tuned")
                 for told in labels.reports if labels else ():
                     proposed, kept = sum(told.proposed.values()), sum(told.kept.values())
                     say(f"labelling, round {told.round}: {proposed} proposed, {kept} kept")
@@ -312,7 +316,9 @@ def _data(config: CompileConfig, split: Split, incumbent: Incumbent | None, earl
 def _keep(run: RunFolder, stages: list[Stage], best: Stage, logs: set[Path]) -> None:
     """Save the chosen program, what it retrieves with, every stage's validation score and the run's training logs."""
     save_program(best.program, run.folder / "program")
+    reach("train.save.program")
     keep_retrieval(run, best.program.retrieve)
+    reach("train.save.retrieval")
     run.write_json(
         "stages.json", [{"recipe": s.recipe or "base", "validation_score": s.validation_score} for s in stages]
     )
@@ -322,3 +328,4 @@ def _keep(run: RunFolder, stages: list[Stage], best: Stage, logs: set[Path]) -> 
         target = run.folder / "training" / log.parent.name
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(log, target / "training.json")
+    reach("train.save.logs")

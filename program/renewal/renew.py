@@ -24,6 +24,7 @@ from optimizers.errors import TrainingError
 from program.compile import build_adapter
 from program.compile import compile as run_compile
 from program.config import CompileConfig
+from program.failpoints import reach
 from program.forgetting.rounds import programs, rounds_of
 from program.forgetting.skills import Mark, SuiteStore, marks_then
 from program.forgetting.suite import marks_on
@@ -267,6 +268,7 @@ class _Renewal:
                 "Renew again"
             )
         self.releases.promote(release, "; ".join(verdict["reasons"]) or "gate", decision=verdict["id"], by="renewal")
+        reach("promote.live")
         self._freeze(release)
         return {"live": release}
 
