@@ -43,6 +43,7 @@ from program.runs import BudgetError, RunFolder, refuse_if_taken
 from program.self_instruct import SelfInstruct
 from program.summary import summarize
 from program.teacher import LabelTeacher
+from program.training_memory import GIB, memory_words, training_memory
 from program.unlabelled import read_unlabelled, refuse_overlap
 
 Say = Callable[[str], None]
@@ -67,13 +68,15 @@ def compile(
     command: str = "",
     say: Say | None = None,
     max_minutes: float | None = None,
+    max_memory_gib: float | None = None,
 ) -> CompileResult:
     """Run `config.recipe` on `config.corpus` and leave a run folder at `config.out` (files: `program/runs.py`).
 
     It starts from the plain base, or from the program of the run `config.start_from`, which is the stage "base" then.
     Scores are taken on contracts that neither the optimizers nor the choice between stages has seen. `say` gets a line
     at each turn (default: standard error). Raises ConfigError, CorpusError, ModelError, TrainingError, RunError,
-    EvaluationError, and BudgetError where the estimate is above `max_minutes`.
+    EvaluationError, and BudgetError where the estimate is above `max_minutes`, or above `max_memory_gib` of the memory
+    that is trained in: the GPU's where there is CUDA, else the machine's.
     """
     say = say or (lambda line: print(line, file=sys.stderr))
     began = time.perf_counter()
@@ -119,6 +122,7 @@ def compile(
                         f"about {minutes:.0f} minutes are estimated, and {max_minutes:g} are allowed; raise "
                         "max_minutes, or give a shorter recipe or fewer questions"
                     )
+                _check_memory(program, config, questions, max_memory_gib, say)
                 rows = score_program(program, test, "base", threads=config.threads, progress=progress)
                 run.append_scores("base", rows)
                 reach("train.scored")
@@ -270,6 +274,22 @@ def _embedding_s(index: PassageIndex) -> float:
     began = time.perf_counter()
     embed(index.embedder, texts)
     return (time.perf_counter() - began) / len(texts)
+
+
+def _check_memory(
+    program: ContractReview, config: CompileConfig, questions: Questions, max_memory_gib: float | None, say: Say
+) -> None:
+    """Say what training will take of memory; BudgetError where that is more than it may be."""
+    need = training_memory(program, config, questions.train, build_adapter())
+    if need is None:
+        return
+    say(f"about {memory_words(need)}")
+    gib = (need.weights_bytes + need.training_bytes) / GIB
+    if max_memory_gib is not None and gib > max_memory_gib:
+        raise BudgetError(
+            f"about {gib:.2g} GiB of memory are estimated on {need.device}, and {max_memory_gib:g} are allowed; raise "
+            "max_memory_gib, or give a smaller batch_size or rank, shorter passages, or quantize = 'nf4'"
+        )
 
 
 def _index(

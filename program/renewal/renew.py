@@ -175,9 +175,11 @@ class _Renewal:
                 "feedback": str(self.folder / "feedback.db") if "a" in plan.recipe.split(" -> ") else None,
                 "start_from": None if live is None else str(live),
             }  # fmt: skip
+            # Only what is asked for: who makes candidates by a function of their own need not know the word.
+            bounds = {} if config.max_memory_gib is None else {"max_memory_gib": config.max_memory_gib}
             with remembered(self.folder / "calls", paid=config.labeller, max_calls=config.max_calls):
                 self.compile(
-                    CompileConfig(**config.compile | given), overwrite=True, max_minutes=config.max_minutes,
+                    CompileConfig(**config.compile | given), overwrite=True, max_minutes=config.max_minutes, **bounds,
                     command="evergreen renew", say=self.say,
                 )  # fmt: skip
         return {"chosen": read_run(out).summary["chosen"], "paid_calls": paid_calls(self.folder / "calls")}

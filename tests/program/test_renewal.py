@@ -14,6 +14,7 @@ from corpora.cuad import read_cuad, write_cuad
 from corpora.splits import subset
 from corpora.synthetic import write_corpus
 from corpora.types import Contract
+from program.config import ConfigError
 from program.failpoints import STAGES, VARIABLE
 from program.feedback.people import salt_path
 from program.feedback.store import FeedbackStore
@@ -204,6 +205,23 @@ def same(outcome):
     """But for times."""
     left = {key: value for key, value in outcome.items() if key not in ("seconds", "ended")}
     return left | {"inputs": {key: value for key, value in left["inputs"].items() if key != "at"}}
+
+
+def test_a_bound_on_memory_goes_to_what_makes_the_candidate_and_only_then(home):
+    given = []
+
+    class Bounded(Scripted):
+        def __call__(self, config, *, max_memory_gib=None, **options):
+            given.append(max_memory_gib)
+            super().__call__(config, **options)
+
+    toml = home / "evergreen.toml"
+    toml.write_text("max_memory_gib = 6\n" + toml.read_text())
+    told(home, Bounded(0.9))
+    assert given == [6.0]
+    toml.write_text(toml.read_text().replace("max_memory_gib = 6", "max_memory_gib = 0"))
+    with pytest.raises(ConfigError, match="max_memory_gib is 0"):
+        told(home, Bounded(0.9), by_hand="to see")
 
 
 def test_a_full_disk_is_gone_on_with_and_another_failure_ends_it(home):
