@@ -34,6 +34,7 @@ from program.gate.pairs import side_of
 from program.gate.shadow_now import end_shadow
 from program.gate.types import Decision, Evidence, GateRules
 from program.releases.store import ReleaseStore
+from program.releases.types import ReleaseError
 from program.renewal.calls import paid_calls, remembered
 from program.renewal.config import RenewalConfig, load_renewal
 from program.renewal.footprint import weight_bytes
@@ -76,6 +77,7 @@ def renew(
             triggers = due(look(place, config, cause), config, now(), by_hand)
             if not triggers:
                 return None
+            _refuse_broken(place)
             folder = _begin(place, triggers, cause)
         say(f"renewal {folder.name}: {folder}")
         return _Renewal(place, config, folder, say, compile, now).run()
@@ -84,6 +86,20 @@ def renew(
 def _unfinished(home: Home) -> Path | None:
     open_ones = [home.renewals / told["id"] for told in renewals(home) if "outcome" not in told]
     return next((folder for folder in open_ones if (folder / "begun.json").is_file()), None)
+
+
+def _refuse_broken(home: Home) -> None:
+    """RenewalError where the live release is not as it was released: nothing is to be made of damaged weights."""
+    releases = ReleaseStore.open(home.releases)
+    try:
+        live = releases.live()
+        if live is not None:
+            releases.verify(live.id)
+    except ReleaseError as error:
+        raise RenewalError(
+            f"{error} Until then the one before is served, and nothing is renewed: put the files back, or make another "
+            "one live (`evergreen releases rollback`)"
+        ) from error
 
 
 def _begin(home: Home, triggers: Sequence[Trigger], cause: tuple[str, str] | None) -> Path:

@@ -8,10 +8,11 @@ from typing import Any
 
 from corpora.types import Contract
 from modules.index_files import read_contracts
+from program.drift.types import DriftError
 from program.releases.store import ReleaseStore
 from program.renewal.config import RenewalConfig, load_renewal
 from program.renewal.drifting import check_drift
-from program.renewal.home import Home, RenewalError
+from program.renewal.home import Home, RenewalError, looking
 from program.renewal.inputs import contracts_of
 from program.renewal.judging import judge_sample
 from program.renewal.renew import renew
@@ -26,25 +27,41 @@ def look_once(
 ) -> dict[str, Any] | None:
     """Check for drift, and renew if there is a reason; the outcome of the renewal, None where there was none.
 
-    Another process that renews is no error here: it is said, and the next look comes.
+    Another process that renews or looks is no error here, and neither is a clock that went back: it is said, and the
+    next look comes.
     """
     place = Home(Path(home).absolute())
     config = load_renewal(place.path)
-    contracts = _served(place, contracts_of(config))
-    judged = _judged(place, config, contracts, now)
-    if judged:
-        say(f"judge: {judged}")
-    found = check_drift(place, contracts, now=now)
-    say(f"drift: {found.about}")
+    told, cause = _looked(place, config, say, now)
     outcome, error = None, ""
     try:
-        outcome = renew(place.path, cause=found.drifted, say=say, now=now)
+        outcome = renew(place.path, cause=cause, say=say, now=now)
     except RenewalError as busy:
         error = str(busy)
         say(error)
-    told = {"looked": now().isoformat(timespec="seconds"), "drift": found.about, "judge": judged}
-    write_json(place.path / "watch.json", told | {"renewal": outcome, "error": error})
+    with looking(place):
+        looked = {"looked": now().isoformat(timespec="seconds")}
+        write_json(place.path / "watch.json", looked | told | {"renewal": outcome, "error": error})
     return outcome
+
+
+def _looked(
+    home: Home, config: RenewalConfig, say: Say, now: Callable[[], datetime]
+) -> tuple[dict[str, str], tuple[str, str] | None]:
+    """What the judge and the drift watch say, in words, and the cause of drift where there is an alarm."""
+    judged, cause = "", None
+    try:
+        with looking(home):
+            contracts = _served(home, contracts_of(config))
+            judged = _judged(home, config, contracts, now)
+            if judged:
+                say(f"judge: {judged}")
+            found = check_drift(home, contracts, now=now)
+            about, cause = found.about, found.drifted
+    except (RenewalError, DriftError) as error:
+        about = str(error)
+    say(f"drift: {about}")
+    return {"drift": about, "judge": judged}, cause
 
 
 def watch(
