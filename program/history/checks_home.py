@@ -128,7 +128,10 @@ def check_renewals(home: Home) -> list[Finding]:
             continue
         done = [stage for stage in STAGES if (folder / "stages" / f"{stage}.json").is_file()]
         where = f"after the stage {done[-1]}" if done else "before its first stage"
-        if running and folder == folders[-1]:
+        waits = done and done[-1] == "shadow"
+        if waits:
+            found.append(well("renewals", f"the candidate of {folder.name} is asked silently beside the live release"))
+        elif running and folder == folders[-1]:
             found.append(well("renewals", f"{folder.name} is running, {where}"))
         else:
             found.append(odd("renewals", f"{folder.name} stopped {where}", "evergreen renew goes on with it"))

@@ -13,7 +13,9 @@ from program.gate.shadow_log import read_pairs
 from program.gate.shadow_now import InShadow, end_shadow, put_in_shadow
 from program.releases.store import ReleaseStore
 from program.serve.following import following
+from program.serve.run import _keeps_words
 from program.serve.session import Session
+from program.traces.policy import TracePolicy
 from tests.program.releases_fakes import write_run
 
 CONTRACTS = {"c": Contract("c", "The law of Ohio governs.")}
@@ -155,3 +157,8 @@ def test_a_broken_candidate_is_not_asked_and_the_live_release_goes_on(beside, ca
     beside.put(three, one)
     until(lambda: "goes on answering" in caplog.text)
     assert beside.session.ask("Which law?", "c").answer == "by the first" and not beside.pairs(three)
+
+
+def test_nobody_is_asked_silently_where_words_may_not_be_kept():
+    assert _keeps_words(TracePolicy())
+    assert not any(map(_keeps_words, (None, TracePolicy(inputs="hash"), TracePolicy(personal_data="mask"))))
