@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from corpora.splits import Split, distinct, nearly_among, split_corpus, split_in
 from corpora.types import Contract, Corpus
 from modules.embedder import load_embedder
 from modules.embedding import embed
-from modules.retriever import PassageIndex
+from modules.retriever import PassageIndex, StoreError
 from optimizers.local_lm import local_lm, save_program
 from program.asking import remote
 from program.config import CompileConfig
@@ -102,7 +102,7 @@ def compile(
         run.write_json("versions.json", version_record(command))
         run.write_json("data.json", _data(config, split, incumbent, earlier))
         contracts = _joined(split).contracts + questions.unlabelled + (earlier.contracts if earlier else ())
-        index = _index(config, run, incumbent, contracts, progress)
+        index = _index(config, run, incumbent, contracts, progress, say)
         reach("train.indexed")
         retrieval = ReviewRetrieval(run.folder / "retriever", seed=config.seed, progress=progress)
         store = LabelStore.open(run.folder / "labels.db") if questions.unlabelled else None
@@ -293,7 +293,12 @@ def _check_memory(
 
 
 def _index(
-    config: CompileConfig, run: RunFolder, incumbent: Incumbent | None, contracts: tuple[Contract, ...], progress: bool
+    config: CompileConfig,
+    run: RunFolder,
+    incumbent: Incumbent | None,
+    contracts: tuple[Contract, ...],
+    progress: bool,
+    say: Say,
 ) -> PassageIndex:
     """All contracts that the run looks at, cut and embedded as those of the program that it starts from were.
 
@@ -303,7 +308,13 @@ def _index(
     cut = {"max_chars": config.max_chars} if incumbent is None else incumbent.retrieval.cut
     own = None if incumbent is None else incumbent.keep_embedder(run.folder)
     embedder = load_embedder() if own is None else load_embedder(str(own))
-    with nullcontext() if incumbent is None else to_read(incumbent.path, embedder) as like:
+    with ExitStack() as stack:
+        like = None
+        if incumbent is not None:
+            try:
+                like = stack.enter_context(to_read(incumbent.path, embedder))
+            except StoreError as error:  # the contracts are there: nothing is lost but the time
+                say(f"all is embedded anew, since no vectors can be taken over: {error}")
         return PassageIndex.build(
             distinct(contracts), folder=run.folder / "index", embedder=embedder, like=like, progress=progress, **cut
         )
