@@ -9,7 +9,7 @@ from program.options import Debug
 
 
 def shadow(
-    home: Annotated[Path, typer.Argument(help="The home folder that `evergreen serve HOME --shadow ID` served.")],
+    home: Annotated[Path, typer.Argument(help="The home folder that `evergreen serve` served.")],
     release_id: Annotated[str, typer.Argument(help="Id of the release that answered silently.")],
     min_pairs: Annotated[int, typer.Option(min=1, help="Answers of both that are enough to say anything.")] = 100,
     debug: Debug = False,

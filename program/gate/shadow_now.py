@@ -1,6 +1,7 @@
 """Which release answers silently now: one small file in the folder of the pairs, which serving looks at.
 
-    home/shadow/NOW.json   {"release": "0002-3fa9c1d2", "beside": "0001-9be01f44", "since": "2031-05-04T09:13:02+00:00"}
+    home/shadow/NOW.json   {"release": "0002-3fa9c1d2", "beside": "0001-9be01f44", "since": "2031-05-04T09:13:02+00:00",
+                            "share": 1.0}
 
 Written beside and replaced, so that whoever looks finds the old line or the new one. It holds only beside the release
 that it names: after a promotion or a rollback by hand nobody is asked silently any more.
@@ -17,11 +18,12 @@ FILE_NAME = "NOW.json"
 
 @dataclass(frozen=True, slots=True)
 class InShadow:
-    """`release` is asked the same as the live release `beside`, since then (ISO 8601, UTC)."""
+    """`release` is asked a `share` of what the live release `beside` is asked, since then (ISO 8601, UTC)."""
 
     release: str
     beside: str
     since: str
+    share: float = 1.0
 
 
 def put_in_shadow(folder: Path, told: InShadow) -> None:

@@ -35,10 +35,11 @@ class RenewalConfig:
 
     With `judge` (a name of program/judging/kinds.py, or a litellm model) a sample of what is answered is judged for the
     drift watch, at most `judge_calls` answers a look, by as many new calls.
-    With `shadow_answers` a candidate that passes the gate is first asked silently, beside the live release, until both
-    have answered so many questions, and `shadow` (keys of `ShadowRules`) says what it may not lose; it waits no longer
-    than `shadow_days`. `compile` takes any key of program/config.py beside those that are set here, `gate` those of
-    `GateRules`. Raises ConfigError.
+    With `shadow_answers` a candidate that passes the gate is first asked silently, beside the live release, a
+    `shadow_share` of the questions, until both have answered so many; `shadow` (keys of `ShadowRules`) says what it may
+    not lose, and it waits no longer than `shadow_days`.
+    `compile` takes any key of program/config.py beside those that are set here, `gate` those of `GateRules`. Raises
+    ConfigError.
     """
 
     corpus: str
@@ -61,6 +62,7 @@ class RenewalConfig:
     judge_calls: int = 100
     shadow_answers: int | None = None
     shadow_days: float = 14.0
+    shadow_share: float = 1.0
     seed: int = 0
     compile: dict[str, Any] = field(default_factory=dict)
     gate: dict[str, Any] = field(default_factory=dict)
@@ -87,6 +89,8 @@ class RenewalConfig:
         if taken := sorted(set(self.compile) & _OURS):
             raise ConfigError(f"[compile] sets {taken}, which a renewal sets itself; say it outside of [compile]")
 
+        if not 0 < self.shadow_share <= 1:
+            raise ConfigError(f"shadow_share is {self.shadow_share}; it must be a share above 0, and 1 at most")
         if "min_pairs" in self.shadow:
             raise ConfigError("[shadow] sets min_pairs, which is shadow_answers; say it outside of [shadow]")
 

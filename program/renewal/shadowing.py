@@ -55,7 +55,8 @@ def asked_beside(
     The same words as `looked_at`; killed anywhere, the next call goes on. While it waits, "compared" is not begun.
     """
     since = now.isoformat(timespec="seconds")
-    waiting = InShadow(**stages.run("shadow", lambda: asdict(InShadow(release, live, since))))
+    told = stages.run("shadow", lambda: asdict(InShadow(release, live, since, config.shadow_share)))
+    waiting = InShadow(**told)
     if not stages.done("compared"):
         put_in_shadow(home.shadow, waiting)
         found = looked_at(home, waiting, config, now)

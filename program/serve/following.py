@@ -101,7 +101,7 @@ class _Follower:
         stack = ExitStack()
         candidate = stack.enter_context(self._open(ReleaseReader.open(self._root).verify(wanted.release).path))
         pairs = self._shadows / f"{wanted.release}.jsonl"
-        silent = Shadow(self._program, candidate, recorder(pairs, wanted.beside))
+        silent = Shadow(self._program, candidate, recorder(pairs, wanted.beside), share=wanted.share)
         stack.callback(silent.drain, _GRACE_S)
         stack.callback(silent.close)
         self._beside = wanted, stack

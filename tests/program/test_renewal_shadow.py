@@ -165,8 +165,9 @@ def test_rules_are_told_before_anything_is_made(home):
         ("[shadow]\nmargn = 0.1\n", ConfigError, "did you mean 'margin'"),
         ("[shadow]\nmin_pairs = 3\n", ConfigError, "shadow_answers"),
         ("[shadow]\nmargin = 2\n", GateError, "margin is 2"),
+        ("shadow_share = 0\n", ConfigError, "shadow_share is 0"),
     ):
-        toml.write_text(text + rules)
+        toml.write_text(text + rules if rules[0] == "[" else rules + text)
         with pytest.raises(error, match=words):
             look(home)
     toml.write_text(f"{text}[shadow]\nmin_agreement = 0.0\nmax_error_share = 0.5\n")

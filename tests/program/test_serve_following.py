@@ -102,8 +102,8 @@ def beside(tmp_path):
         program.words = None  # as an index that is closed: whoever is asked now fails
         closed.append(place.name)
 
-    def put(release, live):
-        put_in_shadow(shadows, InShadow(release, live, "2031-01-01T00:00:00+00:00"))
+    def put(release, live, share=1.0):
+        put_in_shadow(shadows, InShadow(release, live, "2031-01-01T00:00:00+00:00", share))
 
     def pairs(release):
         return read_pairs(shadows / f"{release}.jsonl", {})
@@ -147,6 +147,17 @@ def test_a_promoted_candidate_answers_and_is_not_asked_beside_itself(beside):
     assert not beside.pairs(three) and not any(three in line for line in beside.said), "that was beside another release"
     beside.put(three, two)
     until(lambda: any(three in line for line in beside.said))
+
+
+def test_it_is_asked_no_more_than_its_share(beside):
+    one, _, three = beside.ids
+    beside.put(three, one, share=0.25)
+    until(lambda: any(three in line for line in beside.said))
+    for n in range(40):
+        beside.session.ask(f"Which law, {n}?", "c")
+    beside.put(three, one, share=0.5)  # another shadow: the one before is asked to its end
+    until(lambda: three in beside.closed)
+    assert 2 <= len(beside.pairs(three)) <= 20
 
 
 def test_a_broken_candidate_is_not_asked_and_the_live_release_goes_on(beside, caplog):
