@@ -126,6 +126,7 @@ class Category:
 
 CATEGORIES = tuple(Category(name, details, _QUESTION.format(name=name, details=details)) for name, details in _DETAILS)
 _BY_NAME = {category.name: category for category in CATEGORIES}
+_BY_QUESTION = {" ".join(category.question.split()): category.name for category in CATEGORIES}
 # CUAD's train_separate_questions.json asks a question once an answer, the ids ending in _0, _1 ...
 _REPEAT = re.compile(r"_\d+$")
 _SHAPE = "data[].{title, paragraphs[].{context, qas[].{id, question, is_impossible, answers[].{text, answer_start}}}}"
@@ -135,6 +136,11 @@ _FRAME = re.compile(
     re.S,
 )
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def category_asked(question: str) -> str | None:
+    """The category whose question this is, whatever its white space; None for a question of somebody's own."""
+    return _BY_QUESTION.get(" ".join(question.split()))
 
 
 def question_text(category: str) -> str:

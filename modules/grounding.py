@@ -23,6 +23,11 @@ def locate(quote: str, passages: Sequence[Passage]) -> Quote | None:
     return None
 
 
+def stands(text: str, quote: str, start: int, end: int) -> bool:
+    """Whether a quote is the contract's own words at its offsets; an empty one is not."""
+    return 0 <= start < end <= len(text) and text[start:end] == quote
+
+
 def stretches(passages: Sequence[Passage]) -> list[tuple[str, int, str]]:
     """(contract id, offset, text) of each maximal run of passages without a gap; what overlaps is there once."""
     runs: list[tuple[str, int, str]] = []

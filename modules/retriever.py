@@ -89,6 +89,7 @@ class PassageIndex:
         overlap_chars: int = 0,
         embed_headings: bool = False,
         servers: Sequence[str] = (),
+        like: "PassageIndex | None" = None,
         progress: bool = True,
     ) -> "PassageIndex":
         """Index `contracts` in `folder`, made if it is not there; an interrupted build goes on where it stopped.
@@ -96,7 +97,9 @@ class PassageIndex:
         Passages are cut by `cut_passages`, none longer than what the embedder reads; with `embed_headings` each is
         embedded behind the headings that it stands under. Contracts already in the folder stay. `servers` are addresses
         of Chroma servers ("http://host:8000") that a new index keeps its vectors on, by contract where there are
-        several; the texts stay in the folder. Raises StoreError if it was built with other settings.
+        several; the texts stay in the folder. `like` is another index by the same embedder: what stands in it in the
+        same words is not embedded again. Raises StoreError if it was built with other settings, or `like` by another
+        embedder.
         """
         asked = {"max_chars": max_chars, "overlap_chars": overlap_chars, "embed_headings": embed_headings}
         folder = Path(folder).resolve()
@@ -118,7 +121,7 @@ class PassageIndex:
                 f"the index in {folder} was built with {made}, and {wanted} was asked for. Ask for the same, or build "
                 "in another folder."
             )
-        index.add(contracts, progress=progress)
+        index.add(contracts, progress=progress, like=like)
         return index
 
     @classmethod
@@ -159,11 +162,13 @@ class PassageIndex:
         *,
         progress: bool = True,
         on_passages: Callable[[int], object] = lambda n: None,
+        like: "PassageIndex | None" = None,
     ) -> int:
         """Index what is new and replace what has another text than before; the number of contracts indexed.
 
         A contract is in the index when it is whole; one that was interrupted is indexed anew the next time. Where only
         the places differ, those are replaced. `on_passages` is told of every so many passages that have been embedded.
+        `like` is as in `build`.
         Raises StoreError where an id stands twice with different texts, or another process is writing for more than a
         minute.
         """
@@ -171,6 +176,8 @@ class PassageIndex:
         for contract in contracts:
             if wanted.setdefault(contract.id, contract).text != contract.text:
                 raise StoreError(f"the contract id {contract.id!r} stands twice, with different texts. Rename one.")
+        if like is not None and like.folder != self.folder:
+            self._refuse_unlike(like)
         with self._write_lock, locked(self.folder):
             # Chroma's own copy of the vectors is as old as its client: writing with an old one would lose the others.
             self.refresh()
@@ -186,7 +193,7 @@ class PassageIndex:
             total = sum(len(stored.passages) for stored in cuts)
             with tqdm(total=total, desc="indexing", unit=" passages", disable=not progress or not cuts) as bar:
                 for batch in _batches(cuts):
-                    self._add_batch(batch, lambda n: (bar.update(n), on_passages(n)))
+                    self._add_batch(batch, lambda n: (bar.update(n), on_passages(n)), like)
         return len(cuts)
 
     def remove(self, contract_ids: Iterable[str]) -> int:
@@ -333,13 +340,41 @@ class PassageIndex:
                 delete_contract(self.folder, contract_id)
             self._store.delete_contracts(contract_ids)
 
-    def _add_batch(self, batch: list[Stored], on_passages: Callable[[int], object]) -> None:
+    def _refuse_unlike(self, other: "PassageIndex") -> None:
+        likeness = _likeness(read_about(other.folder)["probe"], np.array(read_about(self.folder)["probe"]))
+        if likeness < 0.999:
+            raise StoreError(
+                f"the vectors of {other.folder} are another embedder's (one sentence's two have a cosine of "
+                f"{likeness:.3f}). Leave it out: then all is embedded."
+            )
+
+    def _vectors_in(self, other: "PassageIndex", contract_ids: Iterable[str]) -> dict[str, np.ndarray]:
+        """The vectors that another index has of these contracts, by the text that was embedded."""
+        found: dict[str, np.ndarray] = {}
+        for contract_id in contract_ids:
+            if contract_id in other.contents:
+                passages, vectors_P_D = other._contract(contract_id)
+                found.update(zip(map(other.embedded_text, passages), vectors_P_D, strict=True))
+        return found
+
+    def _embedded(self, passages: Sequence[Passage], known: Mapping[str, np.ndarray]) -> np.ndarray:
+        """float32 [P, D]; what is known is not embedded again."""
+        texts = [self.embedded_text(passage) for passage in passages]
+        if not known:
+            return embed(self._embedder, texts)
+        new = list(dict.fromkeys(text for text in texts if text not in known))
+        made = dict(zip(new, embed(self._embedder, new), strict=True)) if new else {}
+        return np.stack([known[text] if text in known else made[text] for text in texts])
+
+    def _add_batch(
+        self, batch: list[Stored], on_passages: Callable[[int], object], like: "PassageIndex | None" = None
+    ) -> None:
         """Index a few contracts; between the two writes of its file a contract counts as absent."""
         passages = [passage for stored in batch for passage in stored.passages]
-        slices = []
+        slices, known = [], {} if like is None else self._vectors_in(like, [stored.contract.id for stored in batch])
         for i in range(0, len(passages), _SLICE_PASSAGES):
             some = passages[i : i + _SLICE_PASSAGES]
-            slices.append(embed(self._embedder, [self.embedded_text(passage) for passage in some]))
+            slices.append(self._embedded(some, known))
             on_passages(len(some))
         vectors = np.concatenate(slices)
         fresh = {stored.contract.id: stored for stored in batch}

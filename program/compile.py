@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from corpora.labels.store import LabelStore
 from corpora.splits import Split, distinct, nearly_among, split_corpus, split_in_two, subset
 from corpora.types import Contract, Corpus
 from modules.embedder import load_embedder
-from modules.retriever import PassageIndex
+from modules.embedding import embed
+from modules.retriever import PassageIndex, StoreError
 from optimizers.local_lm import local_lm, save_program
 from program.asking import remote
 from program.config import CompileConfig
 from program.contract_review import ContractReview
 from program.evaluate import score_program
 from program.examples import sample_examples, to_examples
+from program.failpoints import reach
 from program.guarding import read_earlier
 from program.incumbent import Incumbent, check_incumbent, load_incumbent, read_incumbent
 from program.label_settings import LabelSettings
@@ -35,15 +37,17 @@ from program.provenance import data_record, version_record
 from program.recipes import PROMPT_CANDIDATES, Questions, Stage, check_recipe, chosen, run_recipe
 from program.report import write_report
 from program.retrieval_tuning import ReviewRetrieval
-from program.run_retrieval import keep_retrieval
+from program.run_retrieval import keep_retrieval, to_read
 from program.runlog import logged
 from program.runs import BudgetError, RunFolder, refuse_if_taken
 from program.self_instruct import SelfInstruct
 from program.summary import summarize
 from program.teacher import LabelTeacher
+from program.training_memory import GIB, memory_words, training_memory
 from program.unlabelled import keep_apart, read_unlabelled
 
 Say = Callable[[str], None]
+_PASSAGES_TIMED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +68,15 @@ def compile(
     command: str = "",
     say: Say | None = None,
     max_minutes: float | None = None,
+    max_memory_gib: float | None = None,
 ) -> CompileResult:
     """Run `config.recipe` on `config.corpus` and leave a run folder at `config.out` (files: `program/runs.py`).
 
     It starts from the plain base, or from the program of the run `config.start_from`, which is the stage "base" then.
     Scores are taken on contracts that neither the optimizers nor the choice between stages has seen. `say` gets a line
     at each turn (default: standard error). Raises ConfigError, CorpusError, ModelError, TrainingError, RunError,
-    EvaluationError, and BudgetError where the estimate is above `max_minutes`.
+    EvaluationError, and BudgetError where the estimate is above `max_minutes`, or above `max_memory_gib` of the memory
+    that is trained in: the GPU's where there is CUDA, else the machine's.
     """
     say = say or (lambda line: print(line, file=sys.stderr))
     began = time.perf_counter()
@@ -95,10 +101,9 @@ def compile(
         run.write_json("config.json", asdict(config))
         run.write_json("versions.json", version_record(command))
         run.write_json("data.json", _data(config, split, incumbent, earlier))
-        began_indexing = time.perf_counter()
         contracts = _joined(split).contracts + questions.unlabelled + (earlier.contracts if earlier else ())
-        index = _index(config, run, incumbent, contracts, progress)
-        indexing_s = time.perf_counter() - began_indexing
+        index = _index(config, run, incumbent, contracts, progress, say)
+        reach("train.indexed")
         retrieval = ReviewRetrieval(run.folder / "retriever", seed=config.seed, progress=progress)
         store = LabelStore.open(shutil.move(apart, run.folder / "labels.db")) if apart else None
         try:
@@ -110,15 +115,17 @@ def compile(
                 else:
                     program = load_incumbent(incumbent, index, config, Path(scratch))
                 brought = set(Path(scratch).rglob("training.json"))
-                minutes, told = estimate(program, config, questions, test, indexing_s)
+                minutes, told = estimate(program, config, questions, test)
                 say(told)
                 if max_minutes is not None and minutes > max_minutes:
                     raise BudgetError(
                         f"about {minutes:.0f} minutes are estimated, and {max_minutes:g} are allowed; raise "
                         "max_minutes, or give a shorter recipe or fewer questions"
                     )
+                _check_memory(program, config, questions, max_memory_gib, say)
                 rows = score_program(program, test, "base", threads=config.threads, progress=progress)
                 run.append_scores("base", rows)
+                reach("train.scored")
                 teacher = LabelTeacher(index, questions.train + questions.val, config.k_passages)
                 teacher.set_lm(lm)
                 labels = None
@@ -132,6 +139,7 @@ def compile(
                     questions=questions, teacher=teacher, retrieval=retrieval, labels=labels,
                     preferences=preferences, progress=progress,
                 )  # fmt: skip
+                reach("train.tuned")
                 for told in labels.reports if labels else ():
                     proposed, kept = sum(told.proposed.values()), sum(told.kept.values())
                     say(f"labelling, round {told.round}: {proposed} proposed, {kept} kept")
@@ -221,9 +229,7 @@ def build_adapter() -> dspy.ChatAdapter:
     return dspy.ChatAdapter(use_json_adapter_fallback=False)
 
 
-def estimate(
-    program: ContractReview, config: CompileConfig, questions: Questions, test: list, indexing_s: float
-) -> tuple[float, str]:
+def estimate(program: ContractReview, config: CompileConfig, questions: Questions, test: list) -> tuple[float, str]:
     """Minutes to expect, and these with calls and rows in words, from as many calls timed now as are in flight at once.
 
     A training row counts as two calls an epoch (measured on the bundled model and a CPU: benchmarks/LOG.md). Tuning the
@@ -252,25 +258,65 @@ def estimate(
         scoring += rounds * (settings.answered + (2 + math.ceil(config.sft_epochs)) * len(questions.val))
         rows += rounds * (2 * settings.max_rows + len(questions.train))
     seconds = per_call_s * (scoring + prompts + 2 * rows * config.sft_epochs)
-    learnt = sum(bool(example.spans) for example in questions.all_train)
-    tuning_s = indexing_s * (2 + 20 * learnt / index.n_passages)
-    seconds += steps.count("r") * tuning_s
+    if "r" in steps:
+        learnt = sum(bool(example.spans) for example in questions.all_train)
+        seconds += steps.count("r") * _embedding_s(index) * (2 * index.n_passages + 20 * learnt)
     return seconds / 60, (
         f"about {scoring + prompts} calls and {rows} training rows x {config.sft_epochs:g} epochs: roughly "
         f"{seconds / 60:.0f} min here ({per_call_s:.2f} s a call at {config.threads} threads)"
     )
 
 
+def _embedding_s(index: PassageIndex) -> float:
+    """Seconds that a passage takes to embed, by a few of them, timed now."""
+    texts = [index.embedded_text(one) for one in index.passages(index.contract_ids[0])[:_PASSAGES_TIMED]]
+    began = time.perf_counter()
+    embed(index.embedder, texts)
+    return (time.perf_counter() - began) / len(texts)
+
+
+def _check_memory(
+    program: ContractReview, config: CompileConfig, questions: Questions, max_memory_gib: float | None, say: Say
+) -> None:
+    """Say what training will take of memory; BudgetError where that is more than it may be."""
+    need = training_memory(program, config, questions.train, build_adapter())
+    if need is None:
+        return
+    say(f"about {memory_words(need)}")
+    gib = (need.weights_bytes + need.training_bytes) / GIB
+    if max_memory_gib is not None and gib > max_memory_gib:
+        raise BudgetError(
+            f"about {gib:.2g} GiB of memory are estimated on {need.device}, and {max_memory_gib:g} are allowed; raise "
+            "max_memory_gib, or give a smaller batch_size or rank, shorter passages, or quantize = 'nf4'"
+        )
+
+
 def _index(
-    config: CompileConfig, run: RunFolder, incumbent: Incumbent | None, contracts: tuple[Contract, ...], progress: bool
+    config: CompileConfig,
+    run: RunFolder,
+    incumbent: Incumbent | None,
+    contracts: tuple[Contract, ...],
+    progress: bool,
+    say: Say,
 ) -> PassageIndex:
-    """All contracts that the run looks at, cut and embedded as those of the program that it starts from were."""
+    """All contracts that the run looks at, cut and embedded as those of the program that it starts from were.
+
+    It stands beside the index of that program, which goes on serving; what is there in the same words is not embedded
+    again.
+    """
     cut = {"max_chars": config.max_chars} if incumbent is None else incumbent.retrieval.cut
     own = None if incumbent is None else incumbent.keep_embedder(run.folder)
     embedder = load_embedder() if own is None else load_embedder(str(own))
-    return PassageIndex.build(
-        distinct(contracts), folder=run.folder / "index", embedder=embedder, progress=progress, **cut
-    )
+    with ExitStack() as stack:
+        like = None
+        if incumbent is not None:
+            try:
+                like = stack.enter_context(to_read(incumbent.path, embedder))
+            except StoreError as error:  # the contracts are there: nothing is lost but the time
+                say(f"all is embedded anew, since no vectors can be taken over: {error}")
+        return PassageIndex.build(
+            distinct(contracts), folder=run.folder / "index", embedder=embedder, like=like, progress=progress, **cut
+        )
 
 
 def _joined(split: Split) -> Corpus:
@@ -305,7 +351,9 @@ def _data(config: CompileConfig, split: Split, incumbent: Incumbent | None, earl
 def _keep(run: RunFolder, stages: list[Stage], best: Stage, logs: set[Path]) -> None:
     """Save the chosen program, what it retrieves with, every stage's validation score and the run's training logs."""
     save_program(best.program, run.folder / "program")
+    reach("train.save.program")
     keep_retrieval(run, best.program.retrieve)
+    reach("train.save.retrieval")
     run.write_json(
         "stages.json", [{"recipe": s.recipe or "base", "validation_score": s.validation_score} for s in stages]
     )
@@ -315,3 +363,4 @@ def _keep(run: RunFolder, stages: list[Stage], best: Stage, logs: set[Path]) -> 
         target = run.folder / "training" / log.parent.name
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(log, target / "training.json")
+    reach("train.save.logs")

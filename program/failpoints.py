@@ -41,12 +41,31 @@ NAMES = {
     "release.collect.removing": "it is writable again, and not yet removed",
     "release.collect.removed": "it is gone",
 }
+NAMES |= {
+    "label.proposed": "a round's drafts are made and checked, and none of them is kept",
+    "label.kept": "those that passed are in the store of the run",
+    "train.indexed": "all contracts are indexed beside what serves, nothing is asked yet",
+    "train.scored": "the program that is started from is scored",
+    "train.tuned": "every step of the recipe has ended, and nothing is saved",
+    "train.save.program": "prompts and adapters are saved",
+    "train.save.retrieval": "it is written which index they retrieve from",
+    "train.save.logs": "all of the candidate is in its run, which has not ended",
+    "run.finish.synced": "all of the run is on the disk, and it is still called running",
+    "run.finish.marked": "it is called complete, and does not stand in its place yet",
+    "run.finish.moved": "it stands in its place",
+    "index.swap.built": "the new index stands beside the old one, and nothing retrieves from it",
+    "index.swap.taken": "the candidate retrieves from it, and what is live from the old one",
+    "gate.decided": "the decision is written, and its page is not",
+    "promote.live": "the release is live, and what it learnt is not frozen yet",
+    "serve.swap.opened": "the release that went live is open beside the one that answers, program and index",
+    "serve.swap.moved": "it answers, and the one before is still open",
+}
 _STAGE = {
     "begin": "a stage of a renewal is about to begin",
     "made": "it is done, and its result is not on the disk yet",
     "kept": "its result is on the disk",
 }
-STAGES = ("inputs", "plan", "candidate", "skills", "latency", "gate", "release", "quarantine")
+STAGES = tuple("inputs plan candidate skills latency gate release shadow compared promote quarantine".split())
 NAMES |= {f"renew.{stage}.{point}": told for stage in STAGES for point, told in _STAGE.items()}
 
 _reached: Counter[str] = Counter()

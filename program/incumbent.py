@@ -102,6 +102,11 @@ def seal_of(run: Path) -> Path:
     return run / "program" / "COMPLETE"
 
 
+def seal_sha256(run: Path) -> str:
+    """What tells a run's program from another that once stood in its folder."""
+    return hashlib.sha256(seal_of(run).read_bytes()).hexdigest()
+
+
 def _line(path: Path, say: Callable[[str], None]) -> Iterable[Run]:
     """The run, the run it was started from, and so on; a run that is gone or is another by now ends it, and is told."""
     sealed: str | None = None
@@ -109,7 +114,7 @@ def _line(path: Path, say: Callable[[str], None]) -> Iterable[Run]:
     while place is not None:
         try:
             run = read_run(place)
-            if sealed is not None and sealed != hashlib.sha256(seal_of(place).read_bytes()).hexdigest():
+            if sealed is not None and sealed != seal_sha256(place):
                 raise RunError(f"{place} is another run by now")
         except (RunError, OSError) as error:
             if place == path:

@@ -29,6 +29,7 @@ from modules.retrieve import rank
 from modules.retriever import PassageIndex
 from optimizers.embedder import SearchRow
 from optimizers.embedder_lists import NEITHER, RIGHT, WRONG, Listed, SearchList
+from program.failpoints import reach
 from program.retrieval_fit import Asked, answered, fit_answers, fit_fusion, fit_k, recall_of
 
 _KEPT_NEGATIVES = 32
@@ -148,7 +149,10 @@ class ReviewRetrieval:
             folder=folder / "index", embedder=embedder, progress=self.progress, **cut,
         )  # fmt: skip
         self.made.append(new)
-        return _with(program, new, program.retrieve.settings)
+        reach("index.swap.built")
+        other = _with(program, new, program.retrieve.settings)
+        reach("index.swap.taken")
+        return other
 
     def fitted(self, program: dspy.Module, examples: Sequence[dspy.Example]) -> tuple[dspy.Module, float]:
         """A copy of the program with the fusion that finds most, no more passages than that needs, and an AnswerModel.

@@ -7,7 +7,10 @@ Paths are below the run; an embedder of null is the packaged one.
 """
 
 import json
-from collections.abc import Iterable
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ from corpora.types import Contract
 from modules.embedder import load_embedder
 from modules.retrieval_settings import RetrievalSettings, settings_from
 from modules.retrieve import Retrieve
-from modules.retriever import PassageIndex
+from modules.retriever import Embedder, PassageIndex
+from program.releases.view import view
 from program.runs import RunError, RunFolder
 
 FILE_NAME = "retrieval.json"
@@ -41,6 +45,26 @@ class RunRetrieval:
 
     def _embedder(self) -> Any:
         return load_embedder(None if self.embedder is None else str(self.embedder))
+
+
+@contextmanager
+def to_read(run: Path, embedder: Embedder) -> Iterator[PassageIndex]:
+    """The index that a run or release retrieves from, on a copy of its files: whoever has it open is not disturbed.
+
+    Raises StoreError where it is damaged, or `embedder` is not its own.
+    """
+    with view(run) as place, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        index = read_retrieval(place).index
+        for path in index.rglob("*"):
+            if path.is_file() and path.name != ".lock":
+                target = Path(scratch) / path.relative_to(index)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+        opened = PassageIndex.open(scratch, embedder)
+        try:
+            yield opened
+        finally:
+            opened.close()
 
 
 def keep_retrieval(run: RunFolder, retrieve: Retrieve) -> None:

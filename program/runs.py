@@ -32,6 +32,8 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
+from program.failpoints import reach
+
 ROW_KEYS = (
     "stage contract_id question_id category question gold_answer gold_quotes answer quotes found confidence error "
     "p_answered exact_match token_f1 seconds"
@@ -121,7 +123,9 @@ class RunFolder:
         with _saving(self.target):
             for path in self.folder.rglob("*"):  # weights may still be in memory: "complete" must outlive a power cut
                 _sync(path)
+            reach("run.finish.synced")
             write_text(self.folder / "STATUS", f"{status}\n{reason}\n" if reason else f"{status}\n")
+            reach("run.finish.marked")
             place = self.target
             if _status(self.target) == "complete":
                 if status == "complete":
@@ -129,6 +133,7 @@ class RunFolder:
                 else:
                     place = _beside(self.target, "partial")
             _replace_folder(self.folder, place)
+            reach("run.finish.moved")
         self.folder = place
         self._lock.release()
         return place

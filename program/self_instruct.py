@@ -43,6 +43,7 @@ from modules.personal_data import masked, pii
 from modules.signatures import NOT_FOUND
 from program.asking import Tally, ask_all, resampled
 from program.examples import to_examples
+from program.failpoints import reach
 from program.label_precision import kind_of
 from program.label_settings import LabelSettings
 from program.metrics import exact_match, review_correct
@@ -93,7 +94,9 @@ class SelfInstruct:
         """
         proposed, filters, tally = self.propose(labeller, trainset, unlabelled, valset, round)
         filtered = apply_filters(proposed.drafts, {name: filters[name] for name in self.settings.filters})
+        reach("label.proposed")
         self._keep(filtered, proposed)
+        reach("label.kept")
         self._report(round, proposed, filtered, tally)
         people = [human_label(example) for example in trainset]
         # On contracts of earlier sets too, as far as there is something to retrieve of them.

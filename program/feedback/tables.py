@@ -36,6 +36,11 @@ FEEDBACK = Layout(
 
 def open_tables(path: Path) -> Tables:
     """The file at `path`, made where there is none, for its owner's eyes; StoreError if it cannot be."""
+    return Tables.open(for_its_owner(path), FEEDBACK, shared=True)
+
+
+def for_its_owner(path: Path) -> Path:
+    """The path, with an empty file that its owner alone may read where there was none; StoreError if it cannot be."""
     if path.parent.is_dir():
         try:
             # SQLite gives the files beside it the same mode.
@@ -44,4 +49,4 @@ def open_tables(path: Path) -> Tables:
             raise StoreError(
                 f"{path} cannot be opened ({error.strerror}). Give the path of a file that you may write to."
             ) from error
-    return Tables.open(path, FEEDBACK, shared=True)
+    return path

@@ -4,7 +4,6 @@ with programs() as build:
     program = build(rounds_of([Path("runs/one"), Path("runs/two")])[2], corpus)
 """
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from program.compile import build_lm
 from program.config import CompileConfig
 from program.contract_review import ContractReview
 from program.evaluate_run import load_compiled, read_compiled
-from program.incumbent import seal_of
+from program.incumbent import seal_sha256
 from program.run_retrieval import read_retrieval
 from program.runs import RunError
 
@@ -53,7 +52,7 @@ def rounds_of(runs: Sequence[Path]) -> list[Round]:
 
 def _release(run: Path) -> str:
     """A run's name, and what tells its program from another that once stood there."""
-    return f"{run.name} {hashlib.sha256(seal_of(run).read_bytes()).hexdigest()[:8]}"
+    return f"{run.name} {seal_sha256(run)[:8]}"
 
 
 class Programs:

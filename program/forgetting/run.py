@@ -28,15 +28,14 @@ from modules.index_files import StoreError
 from optimizers.preference_rollouts import rollouts
 from program.base_model.train import known_houses
 from program.compile import build_adapter
-from program.evaluate import score_program
 from program.examples import to_examples
 from program.forgetting.abilities import ABILITIES, FORMAT, draw_items, score_items
 from program.forgetting.costs import TrainingCost, training_cost
 from program.forgetting.matrix import forgetting_figures
 from program.forgetting.report import report_lines, write_forgetting_report
 from program.forgetting.rounds import Round, programs, rounds_of
-from program.forgetting.skills import LABELLED_BY, Mark, Skill, SuiteStore, marks_of, marks_then
-from program.forgetting.suite import kl_from_base, score_suite
+from program.forgetting.skills import LABELLED_BY, Skill, SuiteStore, marks_then
+from program.forgetting.suite import kl_from_base, marks_on, score_suite
 from program.incumbent import read_incumbent
 from program.runs import RunError
 
@@ -89,7 +88,7 @@ def run_forgetting(
         for name in (name for name in given if name not in there):
             corpus, i = given[name]
             say(f"{name}: {len(corpus.labels)} questions, frozen with the score of {rounds[i].name}")
-            marks = _marks(build(rounds[i], corpus), name, corpus, threads)
+            marks = marks_on(build(rounds[i], corpus), name, corpus, threads)
             store.add(name, corpus, marks, release=rounds[i].release, labelled_by=labelled_by)
         learnt = _learnt(store.skills(), given, rounds)
         newest = max((one for one in store.skills() if one.kind == "review"), key=lambda skill: learnt[skill.name])
@@ -195,16 +194,6 @@ def _learnt(skills: Sequence[Skill], given: dict[str, tuple[Corpus, int]], round
     ]
     order = sorted(rows, key=lambda row: (row[0] == "ability", row[1]))
     return {name: i for _, i, name in order}
-
-
-def _marks(program: dspy.Module, name: str, corpus: Corpus, threads: int) -> list[Mark]:
-    """Marks on a whole test set; a failed call is made once more, since what is frozen has to be whole."""
-    examples = to_examples(corpus)
-    rows = score_program(program, examples, name, threads=threads, progress=False)
-    again = [example for example, row in zip(examples, rows, strict=True) if row["error"] is not None]
-    if again:
-        rows += score_program(program, again, name, threads=1, progress=False)
-    return marks_of(name, rows)
 
 
 def _freeze_abilities(store: SuiteStore, lm: dspy.LM, release: str, n: int, seed: int, threads: int) -> None:

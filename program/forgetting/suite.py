@@ -43,6 +43,16 @@ def score_suite(
     return marks, failed
 
 
+def marks_on(program: dspy.Module, name: str, corpus: Corpus, threads: int) -> list[Mark]:
+    """Marks on a whole test set; a failed call is made once more, since what is frozen has to be whole."""
+    examples = to_examples(corpus)
+    rows = score_program(program, examples, name, threads=threads, progress=False)
+    again = [example for example, row in zip(examples, rows, strict=True) if row["error"] is not None]
+    if again:
+        rows += score_program(program, again, name, threads=1, progress=False)
+    return marks_of(name, rows)
+
+
 def kl_from_base(
     base: dspy.LM, candidate: dspy.LM, prompts: Sequence[tuple[Chat, str]], *, seed: int = 0
 ) -> list[tuple[float, str]]:

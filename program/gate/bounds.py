@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from modules.grounding import stands
 from program.gate.pairs import Pairs
 from program.gate.types import Bound, Check, Evidence, GateError, GateRules, Row
 from program.intervals import Interval, mean_interval, ratio_interval
@@ -56,11 +57,6 @@ def ungrounded_quotes(rows: Sequence[Row], texts: Mapping[str, str]) -> Check:
             f"at {quote['start']}-{quote['end']}: “{quote['text'][:120]}”"
         )
     return Check("ungrounded_quotes", not bad, float(len(bad)), None, None, (None, 0.0), why, "count", len(told))
-
-
-def stands(text: str, quote: str, start: int, end: int) -> bool:
-    """Whether a quote is the contract's own words at its offsets; an empty one is not."""
-    return 0 <= start < end <= len(text) and text[start:end] == quote
 
 
 def latency_checks(before: Sequence[float | None], after: Sequence[float | None], bound: float) -> list[Check]:

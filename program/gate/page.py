@@ -10,6 +10,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from program.failpoints import reach
 from program.gate.plots import differences_plot
 from program.gate.types import Check, Decision, Evidence, GateError, from_json, to_json
 from program.report import choose_questions, page_environment
@@ -66,6 +67,7 @@ def write_decision(folder: Path, decision: Decision, evidence: Evidence) -> Path
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "decision.json", to_json(decision))
+    reach("gate.decided")
     return write_text(folder / "gate.html", page)
 
 

@@ -51,8 +51,8 @@ class ShadowPair:
 
 @dataclass(frozen=True, slots=True)
 class ShadowCounts:
-    """What became of the live answers: not sampled, dropped (too many were waiting), recorded; `failed` are those of
-    the recorded in which the candidate failed, `unrecorded` those that `record` raised on."""
+    """What became of the live answers: not sampled, dropped (too many were waiting, or it was closed), recorded;
+    `failed` are those that the candidate failed on, `unrecorded` those that `record` raised on."""
 
     answered: int = 0
     not_sampled: int = 0
@@ -112,7 +112,9 @@ class Shadow(dspy.Module):
         return self._beside.drain(timeout_s)
 
     def close(self) -> None:
-        """Asks the candidate nothing more; what waits is dropped. The live program goes on answering."""
+        """Asks the candidate nothing more; what waits is dropped, and so is what it is saying now, which may fail for
+        being closed. The live program goes on answering.
+        """
         self._beside.close()
 
     def deepcopy(self) -> dspy.Module:
@@ -198,6 +200,9 @@ class _Background:
     def _write(self, pair: ShadowPair) -> None:
         try:
             with self._recording:
+                if not self._open:  # its index or its weights may have been gone by then: that is no answer of its own
+                    self._count("dropped")
+                    return
                 self._record(pair)
             self._count("recorded")
         except Exception:

@@ -11,10 +11,11 @@ from numpy.typing import ArrayLike
 
 from corpora.types import Quote
 from modules.degenerate import Guarded
+from modules.grounding import stands
 from modules.judge import Candidate, Case, Judge
 from modules.signatures import NOT_FOUND
 from program.evaluate import EvaluationError
-from program.gate.bounds import latency_checks, stands
+from program.gate.bounds import latency_checks
 from program.gate.shadow import ShadowAnswer, ShadowPair
 from program.gate.types import Bound, Check, GateError
 from program.intervals import mean_interval

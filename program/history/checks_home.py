@@ -11,6 +11,7 @@ from typing import Any
 
 from corpora.labels.tables import Layout
 from modules.index_files import StoreError
+from program.failpoints import STAGES
 from program.feedback.people import read_salt, salt_path
 from program.feedback.tables import FEEDBACK
 from program.forgetting.skills import SuiteStore
@@ -26,7 +27,6 @@ from program.traces.store import TRACES
 
 # SQLite empties it at 4 MB, unless a reader is left open.
 WAL_LARGE_BYTES = 64 * 2**20
-_STAGES = ("inputs", "plan", "candidate", "skills", "gate", "release")
 
 
 def check_stores(home: Home) -> list[Finding]:
@@ -116,7 +116,7 @@ def check_releases(home: Home) -> list[Finding]:
 def check_renewals(home: Home) -> list[Finding]:
     """Whether one runs, and whether one was left unfinished."""
     folders, found = sorted(home.renewals.glob("[0-9]*")), []
-    running = _is_locked(home.path / ".renewal.lock")
+    running = _is_locked(home.lock)
     for folder in folders:
         try:
             if (folder / "outcome.json").is_file():
@@ -126,9 +126,12 @@ def check_renewals(home: Home) -> list[Finding]:
             why = f"{folder.name}/outcome.json is damaged ({error!r})"
             found.append(wrong("renewals", why, "put it back from a backup; without it no renewal can begin"))
             continue
-        done = [stage for stage in _STAGES if (folder / "stages" / f"{stage}.json").is_file()]
+        done = [stage for stage in STAGES if (folder / "stages" / f"{stage}.json").is_file()]
         where = f"after the stage {done[-1]}" if done else "before its first stage"
-        if running and folder == folders[-1]:
+        waits = done and done[-1] == "shadow"
+        if waits:
+            found.append(well("renewals", f"the candidate of {folder.name} is asked silently beside the live release"))
+        elif running and folder == folders[-1]:
             found.append(well("renewals", f"{folder.name} is running, {where}"))
         else:
             found.append(odd("renewals", f"{folder.name} stopped {where}", "evergreen renew goes on with it"))

@@ -157,7 +157,17 @@ def _renewals(reading: _Reading, home: Home) -> tuple[RenewalFact, ...]:
             found[-1] = replace(found[-1], **_decided(folder, home))
         with reading.part(folder / "outcome.json"):
             found[-1] = replace(found[-1], **_outcome(folder))
+        with reading.part(folder / "stages" / "shadow.json"):
+            found[-1] = replace(found[-1], shadow=None if found[-1].outcome else _waits_in_shadow(folder))
     return tuple(found)
+
+
+def _waits_in_shadow(folder: Path) -> str | None:
+    """The release that a renewal has put beside the live one, while nothing is decided on what it answers."""
+    path = folder / "stages" / "shadow.json"
+    if not path.is_file() or path.with_name("compared.json").is_file():
+        return None
+    return str(_json(path)["made"]["release"])
 
 
 def _seconds(folder: Path) -> dict[str, float]:

@@ -83,6 +83,8 @@ def _renewing(facts: Facts) -> list[Notice]:
         return [Notice(True, f"renewal {last.id} failed: {last.why}")]
     if last.outcome == "undecided":
         return [Notice(False, f"renewal {last.id} could not be decided: {last.why}")]
+    if last.shadow:
+        return [Notice(False, f"{last.shadow} is asked silently beside the live release; serve, and keep watching")]
     if not last.outcome:
         return [Notice(False, f"renewal {last.id} has not ended; if none is running, evergreen renew goes on with it")]
     return []

@@ -44,7 +44,8 @@ def _renewal(facts: Facts) -> str:
     last = facts.renewals[-1]
     gain = f", gain {points(last.gain)}" if last.gain else ""
     when = f" on {day(last.ended)}" if last.ended else ""
-    return f"renewals: {len(facts.renewals)} ({told}); last {last.id} {last.outcome or 'not ended'}{when}{gain}"
+    ended = last.outcome or ("in shadow" if last.shadow else "not ended")
+    return f"renewals: {len(facts.renewals)} ({told}); last {last.id} {ended}{when}{gain}"
 
 
 def _skills(facts: Facts) -> str:

@@ -75,7 +75,10 @@ class SkillCheck:
 
 @dataclass(frozen=True, slots=True)
 class RenewalFact:
-    """A renewal: `outcome` "" while it has not ended, `page` its gate's page, by path below the home folder."""
+    """A renewal: `outcome` "" while it has not ended, `page` its gate's page, by path below the home folder.
+
+    `shadow` is the release that it has put beside the live one to be asked silently, and that has not ended; else None.
+    """
 
     id: str
     outcome: str = ""
@@ -89,6 +92,7 @@ class RenewalFact:
     paid_calls: int = 0
     ended: str | None = None
     page: str | None = None
+    shadow: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

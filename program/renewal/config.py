@@ -30,9 +30,16 @@ class RenewalConfig:
     `first_recipe` makes the first release, `recipe` re-tunes weights later; where drift says that the corpus or the
     questions changed, cheaper steps are taken first (plan.py). `labels_min` new labelled questions, `feedback_min` new
     events, `contracts_min` new contracts and `every_days` set off a renewal (None: never by that). `check_hours` is how
-    often `watch` looks. `max_minutes` bounds what a renewal is estimated to take, `max_calls` the calls of the model
-    that is paid for (`labeller`). `compile` takes any key of program/config.py beside those that are set here, `gate`
-    those of `GateRules`. Raises ConfigError.
+    often `watch` looks. `max_minutes` and `max_memory_gib` (of the GPU where there is CUDA, else of the machine) bound
+    what a renewal is estimated to take, `max_calls` the calls of the model that is paid for (`labeller`).
+
+    With `judge` (a name of program/judging/kinds.py, or a litellm model) a sample of what is answered is judged for the
+    drift watch, at most `judge_calls` answers a look, by as many new calls.
+    With `shadow_answers` a candidate that passes the gate is first asked silently, beside the live release, a
+    `shadow_share` of the questions, until both have answered so many; `shadow` (keys of `ShadowRules`) says what it may
+    not lose, and it waits no longer than `shadow_days`.
+    `compile` takes any key of program/config.py beside those that are set here, `gate` those of `GateRules`. Raises
+    ConfigError.
     """
 
     corpus: str
@@ -49,10 +56,17 @@ class RenewalConfig:
     every_days: float | None = 90.0
     check_hours: float = 24.0
     max_minutes: float | None = None
+    max_memory_gib: float | None = None
     max_calls: int | None = None
+    judge: str | None = None
+    judge_calls: int = 100
+    shadow_answers: int | None = None
+    shadow_days: float = 14.0
+    shadow_share: float = 1.0
     seed: int = 0
     compile: dict[str, Any] = field(default_factory=dict)
     gate: dict[str, Any] = field(default_factory=dict)
+    shadow: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -64,12 +78,21 @@ class RenewalConfig:
             "every_days",
             "check_hours",
             "max_minutes",
+            "max_memory_gib",
+            "judge_calls",
+            "shadow_answers",
+            "shadow_days",
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{name} is {value}; it must be a finite number above 0, or be left out")
         if taken := sorted(set(self.compile) & _OURS):
             raise ConfigError(f"[compile] sets {taken}, which a renewal sets itself; say it outside of [compile]")
+
+        if not 0 < self.shadow_share <= 1:
+            raise ConfigError(f"shadow_share is {self.shadow_share}; it must be a share above 0, and 1 at most")
+        if "min_pairs" in self.shadow:
+            raise ConfigError("[shadow] sets min_pairs, which is shadow_answers; say it outside of [shadow]")
 
 
 _OURS = {"corpus", "test_corpus", "out", "recipe", "lm", "labeller", "unlabelled", "feedback", "seed", "start_from"}

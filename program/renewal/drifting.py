@@ -20,10 +20,12 @@ from program.releases.store import ReleaseStore
 from program.renewal.home import Home
 from program.renewal.observing import observations, ratings_of
 from program.runs import write_json
+from program.traces.judged import read_judged
 from program.traces.store import TraceStore
 
 # A reference several times a window, so that its own noise is not what is found.
 REFERENCE_WINDOWS = 3
+WINDOW_DAYS = 7.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def check_drift(
     contracts: Mapping[str, Contract],
     *,
     settings: DriftSettings | None = None,
-    window_days: float = 7.0,
+    window_days: float = WINDOW_DAYS,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> DriftCheck:
     """Look once at what the live release answered; what is remembered is on the disk when this returns.
@@ -62,7 +64,7 @@ def check_drift(
     folder, seen = home.drift / live.id, _seen(home, live.id, contracts)
     if seen is None:
         return DriftCheck("nothing was answered by the live release yet")
-    reference = _reference(folder, seen, settings)
+    reference = reference_of(home, live.id) or _collected(folder, seen, settings)
     if reference is None:
         return DriftCheck(f"the reference is collected: {seen.n} answers about {seen.n_contracts} contracts so far")
     start = max(reference.stop, (now() - timedelta(days=window_days)).timestamp())
@@ -78,6 +80,18 @@ def check_drift(
     return DriftCheck(report.about, report, cause)
 
 
+def reference_of(home: Home, release: str) -> Window | None:
+    """What the release's windows are compared with; None while it is collected. DriftError for a damaged file."""
+    path = home.drift / release / "reference.npz"
+    return load_window(path) if path.is_file() else None
+
+
+def scores_of(home: Home, release: str) -> dict[str, float]:
+    """The scores of the release's answers by trace, of the first judge that it had."""
+    judged = [one for one in read_judged(home.judged) if one.release == release]
+    return {one.trace: one.score for one in judged if one.score is not None and one.judge == judged[0].judge}
+
+
 def reports(home: Home) -> list[dict[str, Any]]:
     """Every check that tested something, of all releases, the oldest first."""
     told = []
@@ -89,14 +103,13 @@ def reports(home: Home) -> list[dict[str, Any]]:
 
 def _seen(home: Home, release: str, contracts: Mapping[str, Contract]) -> Window | None:
     with TraceStore.open(home.traces) as store:
-        made = observations(store.between(release=release, shadow=False), contracts, ratings_of(home.feedback))
+        traces = store.between(release=release, shadow=False)
+        made = observations(traces, contracts, ratings_of(home.feedback), scores_of(home, release))
     return window_of(made) if made else None
 
 
-def _reference(folder: Path, seen: Window, settings: DriftSettings) -> Window | None:
-    path = folder / "reference.npz"
-    if path.is_file():
-        return load_window(path)
+def _collected(folder: Path, seen: Window, settings: DriftSettings) -> Window | None:
+    """The reference, kept from now on, if enough has been seen."""
     n = REFERENCE_WINDOWS * settings.min_observations
     if seen.n < n:
         return None
@@ -106,7 +119,7 @@ def _reference(folder: Path, seen: Window, settings: DriftSettings) -> Window | 
             return None
         first = seen
     folder.mkdir(parents=True, exist_ok=True)
-    save_window(first, path)
+    save_window(first, folder / "reference.npz")
     return first
 
 

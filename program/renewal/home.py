@@ -1,6 +1,7 @@
 """The home folder of a live program: where everything that the loop keeps has its place.
 
-home/  evergreen.toml  feedback.db  traces.db  releases/  skills/  drift/  renewals/<number>/  watch.json
+home/  evergreen.toml  feedback.db  traces.db  judged.jsonl  judge/  shadow/  releases/  skills/  drift/
+       renewals/<number>/  watch.json
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 FILE_NAME = "evergreen.toml"
+_LOOK_TIMEOUT_S = 60.0
 
 
 class RenewalError(RuntimeError):
@@ -36,6 +38,11 @@ class Home:
         return self.path / "traces.db"
 
     @property
+    def judged(self) -> Path:
+        """What a judge said of a sample of it (`program/traces/judged.py`)."""
+        return self.path / "judged.jsonl"
+
+    @property
     def releases(self) -> Path:
         """Releases and which of them is live (`program/releases`)."""
         return self.path / "releases"
@@ -56,6 +63,11 @@ class Home:
         return self.path / "drift"
 
     @property
+    def lock(self) -> Path:
+        """Held by the one process that renews."""
+        return self.path / ".renewal.lock"
+
+    @property
     def renewals(self) -> Path:
         """A numbered folder for each renewal."""
         return self.path / "renewals"
@@ -69,18 +81,35 @@ def is_home(path: Path) -> bool:
 @contextmanager
 def renewing(home: Home) -> Iterator[None]:
     """One renewal at a time: RenewalError while another process holds the lock. A killed one's lock is free."""
-    home.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(home.path / ".renewal.lock")
+    lock = FileLock(home.lock)
     try:
+        home.path.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RenewalError(
             f"{home.path} is being renewed by another process; wait for it, or stop it (what it has done is kept)"
         ) from error
+    except OSError as error:
+        raise RenewalError(
+            f"{home.path} cannot be written to ({error.strerror}), and nothing was begun; what is live goes on being "
+            "served. Give the folder its permissions back, or free some space, and renew again"
+        ) from error
     try:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def looking(home: Home) -> Iterator[None]:
+    """One look at drift at a time, so that none is noted twice: RenewalError where another takes over a minute."""
+    try:
+        with FileLock(home.path / ".watch.lock", timeout=_LOOK_TIMEOUT_S):
+            yield
+    except Timeout as error:
+        raise RenewalError(
+            f"another process has been looking at {home.path} for {_LOOK_TIMEOUT_S:.0f} s; one watch is enough"
+        ) from error
 
 
 def renewals(home: Home) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""From traces and feedback to what the drift watch compares.
+"""From traces and feedback to what the drift watch compares, and to what a judge is asked.
 
 Questions and passages are embedded by the packaged embedder, whatever the release retrieves with: a reference in the
 space of another embedder could not be compared. Where the policy keeps no text, these signals are left out.
@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from corpora.types import Contract
+from corpora.types import Contract, Passage
 from modules.embedder import load_embedder
 from modules.embedding import embed
+from modules.judge import Candidate, Case
+from modules.signatures import NOT_FOUND
 from program.drift.types import Observation
 from program.feedback.store import FeedbackStore
 from program.feedback.types import Correction, Rating
@@ -23,12 +25,19 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 def observations(
-    traces: Iterable[Trace], contracts: Mapping[str, Contract], ratings: Mapping[str, float] | None = None
+    traces: Iterable[Trace],
+    contracts: Mapping[str, Contract],
+    ratings: Mapping[str, float] | None = None,
+    judged: Mapping[str, float] | None = None,
 ) -> list[Observation]:
-    """One for each answer that people saw; failed calls and shadows are none. `ratings` by answer id (`ratings_of`)."""
+    """One for each answer that people saw; failed calls and shadows are none.
+
+    `ratings` are by answer id (`ratings_of`), scores of one judge, `judged`, by trace id.
+    """
     shown = [trace for trace in traces if trace.error is None and not trace.shadow and trace.found is not None]
     asked = _vectors([trace.question or "" for trace in shown])
-    texts = [[_passage(contracts, name) for name in trace.passages] for trace in shown]
+    found = [[passage_of(contracts, name) for name in trace.passages] for trace in shown]
+    texts = [[passage.text for passage in each if passage is not None] for each in found]
     read = _vectors(sorted({text for each in texts for text in each}))
     return [
         Observation(
@@ -43,6 +52,7 @@ def observations(
             category=trace.category,
             words=tuple(_WORD.findall((trace.question or "").lower())),
             rating=(ratings or {}).get(trace.answer_id or ""),
+            judge_score=(judged or {}).get(trace.id),
         )
         for trace, each in zip(shown, texts, strict=True)
     ]
@@ -64,18 +74,33 @@ def ratings_of(store: Path) -> dict[str, float]:
     return said
 
 
+def case_of(trace: Trace, contracts: Mapping[str, Contract]) -> tuple[Case, Candidate] | None:
+    """What was asked, shown and said, for a judge; None for a failed call, or where words or contracts are gone."""
+    if trace.error is not None or trace.found is None or trace.question is None or trace.answer is None:
+        return None
+    passages = [passage_of(contracts, name) for name in trace.passages]
+    shown = tuple(passage for passage in passages if passage is not None)
+    if not shown or len(shown) < len(passages):
+        return None
+    own = contracts.get(trace.contract_id)
+    quotes = () if own is None else tuple(own.text[start:end] for start, end in trace.spans)
+    return Case(trace.question, shown), Candidate(trace.answer, quotes) if trace.found else Candidate(NOT_FOUND)
+
+
+def passage_of(contracts: Mapping[str, Contract], name: str) -> Passage | None:
+    """A passage by its id, "contract:start-end"; None where the contract is not here, or is shorter now."""
+    contract_id, _, place = name.rpartition(":")
+    first, _, last = place.partition("-")
+    if contract_id not in contracts or not (first.isdigit() and last.isdigit()):
+        return None
+    start, end = int(first), int(last)
+    text = contracts[contract_id].text[start:end]
+    return Passage(name, contract_id, start, end, text) if text and len(text) == end - start else None
+
+
 def _vectors(texts: Sequence[str]) -> dict[str, np.ndarray]:
     known = sorted(set(texts) - {""})
     return dict(zip(known, embed(load_embedder(), known), strict=True)) if known else {}
-
-
-def _passage(contracts: Mapping[str, Contract], name: str) -> str:
-    """The text of a passage by its id, "contract:start-end"; "" where the contract is not here, or is shorter now."""
-    contract_id, _, place = name.rpartition(":")
-    start, _, end = place.partition("-")
-    if contract_id not in contracts or not (start.isdigit() and end.isdigit()):
-        return ""
-    return contracts[contract_id].text[int(start) : int(end)]
 
 
 def _mean(vectors: Sequence[np.ndarray]) -> np.ndarray | None:

@@ -1,10 +1,12 @@
-"""One renewal: inputs, plan, candidate, skills, latency, gate, release; each stage kept, so that a killed one goes on.
+"""One renewal: inputs, plan, candidate, skills, latency, gate, release, shadow, compared, promote; each stage kept, so
+that a killed one goes on.
 
     home/renewals/0003/  stages/*.json  feedback.db  calls/  candidate/ (a run)  decision.json  gate.html  outcome.json
 
 `outcome.json` ends it: promoted, refused, undecided, kept (the recipe brought nothing on validation) or failed. While
 there is none, `renew` goes on with it before anything else. Nothing touches the live release but the last stage, which
-moves one pointer; serving goes on meanwhile.
+moves one pointer; serving goes on meanwhile. With `shadow_answers` a candidate that the gate lets through waits between
+"shadow" and "compared", asked silently beside the live release: `renew` says "shadow" then, and later looks go on.
 """
 
 import json
@@ -14,18 +16,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import dspy
+
 from corpora.cuad import read_cuad
+from corpora.types import Corpus
 from optimizers.errors import TrainingError
 from program.compile import build_adapter
 from program.compile import compile as run_compile
 from program.config import CompileConfig
+from program.failpoints import reach
 from program.forgetting.rounds import programs, rounds_of
-from program.forgetting.skills import Mark, SuiteStore, marks_of, marks_then
+from program.forgetting.skills import Mark, SuiteStore, marks_then
+from program.forgetting.suite import marks_on
 from program.gate.decide import decide
 from program.gate.page import read_decision, read_decisions, write_decision
 from program.gate.pairs import side_of
+from program.gate.shadow_now import end_shadow
 from program.gate.types import Decision, Evidence, GateRules
 from program.releases.store import ReleaseStore
+from program.releases.types import ReleaseError
 from program.renewal.calls import paid_calls, remembered
 from program.renewal.config import RenewalConfig, load_renewal
 from program.renewal.footprint import weight_bytes
@@ -33,6 +42,7 @@ from program.renewal.home import Home, RenewalError, renewals, renewing
 from program.renewal.inputs import look, take
 from program.renewal.labelled import FILE_NAME, harm, set_apart
 from program.renewal.plan import Plan, make_plan
+from program.renewal.shadowing import asked_beside, shadow_rules
 from program.renewal.stages import Stages
 from program.renewal.timing import side_by_side
 from program.renewal.triggers import Trigger, due
@@ -53,27 +63,43 @@ def renew(
 ) -> dict[str, Any] | None:
     """Go on with the renewal that was left unfinished, or begin one if there is a reason; its outcome, None for none.
 
+    The outcome is "shadow" while its candidate is asked silently: nothing is ended, and a later call looks again.
     `by_hand` is somebody's reason; `cause` what drift was attributed to, with its words; `compile` makes the candidate,
-    as `program.compile.compile`. Raises RenewalError while
-    another process renews, ConfigError, and what a stage raises; a full disk or a kill leaves it to be gone on with,
-    anything else too, but the third time ends it as failed.
+    as `program.compile.compile`. Raises RenewalError while another process renews, ConfigError, and what a stage
+    raises; a full disk or a kill leaves it to be gone on with, anything else too, but the third time ends it as failed.
     """
     place = Home(Path(home).absolute())
     config = load_renewal(place.path)
+    shadow_rules(config)  # a rule that is none is told before anything is paid for
     with renewing(place):
         folder = _unfinished(place)
         if folder is None:
             triggers = due(look(place, config, cause), config, now(), by_hand)
             if not triggers:
                 return None
+            _refuse_broken(place)
             folder = _begin(place, triggers, cause)
         say(f"renewal {folder.name}: {folder}")
-        return _Renewal(place, config, folder, say, compile).run()
+        return _Renewal(place, config, folder, say, compile, now).run()
 
 
 def _unfinished(home: Home) -> Path | None:
     open_ones = [home.renewals / told["id"] for told in renewals(home) if "outcome" not in told]
     return next((folder for folder in open_ones if (folder / "begun.json").is_file()), None)
+
+
+def _refuse_broken(home: Home) -> None:
+    """RenewalError where the live release is not as it was released: nothing is to be made of damaged weights."""
+    releases = ReleaseStore.open(home.releases)
+    try:
+        live = releases.live()
+        if live is not None:
+            releases.verify(live.id)
+    except ReleaseError as error:
+        raise RenewalError(
+            f"{error} Until then the one before is served, and nothing is renewed: put the files back, or make another "
+            "one live (`evergreen releases rollback`)"
+        ) from error
 
 
 def _begin(home: Home, triggers: Sequence[Trigger], cause: tuple[str, str] | None) -> Path:
@@ -87,8 +113,16 @@ def _begin(home: Home, triggers: Sequence[Trigger], cause: tuple[str, str] | Non
 class _Renewal:
     """The stages of one renewal, in order."""
 
-    def __init__(self, home: Home, config: RenewalConfig, folder: Path, say: Say, compile: Callable[..., Any]) -> None:
-        self.compile = compile
+    def __init__(
+        self,
+        home: Home,
+        config: RenewalConfig,
+        folder: Path,
+        say: Say,
+        compile: Callable[..., Any],
+        now: Callable[[], datetime],
+    ) -> None:
+        self.compile, self.now = compile, now
         self.home, self.config, self.folder, self.say = home, config, folder, say
         self.stages = Stages(folder, say)
         self.releases = ReleaseStore.open(home.releases)
@@ -113,6 +147,16 @@ class _Renewal:
             release = self.stages.run("release", lambda: self._release(told["inputs"], verdict, plan))
             told |= {"release": release["id"]}
             outcome = {"promote": "promoted", "refuse": "refused"}.get(verdict["verdict"], "undecided")
+            if outcome == "promoted":
+                beside = self._beside(told["inputs"]["live"], release["id"])
+                if beside:
+                    told["shadow"] = {key: beside[key] for key in ("verdict", "why", "n")}
+                if beside.get("verdict") == "wait":
+                    self.say(f"{release['id']} is asked silently: {beside['why']}")
+                    return {"id": self.folder.name, "outcome": "shadow", "why": beside["why"], **told}
+                if beside.get("verdict", "kept") != "kept":
+                    return self._end("refused", told, f"beside the live release: {beside['why']}")
+                self.stages.run("promote", lambda: self._promote(told["inputs"], verdict, release["id"]))
             if outcome != "promoted" and verdict["harm"]:
                 told["quarantine"] = self.stages.run("quarantine", lambda: self._set_apart(told["inputs"], verdict))
             return self._end(outcome, told, "; ".join(verdict["reasons"]))
@@ -147,9 +191,11 @@ class _Renewal:
                 "feedback": str(self.folder / "feedback.db") if "a" in plan.recipe.split(" -> ") else None,
                 "start_from": None if live is None else str(live),
             }  # fmt: skip
+            # Only what is asked for: who makes candidates by a function of their own need not know the word.
+            bounds = {} if config.max_memory_gib is None else {"max_memory_gib": config.max_memory_gib}
             with remembered(self.folder / "calls", paid=config.labeller, max_calls=config.max_calls):
                 self.compile(
-                    CompileConfig(**config.compile | given), overwrite=True, max_minutes=config.max_minutes,
+                    CompileConfig(**config.compile | given), overwrite=True, max_minutes=config.max_minutes, **bounds,
                     command="evergreen renew", say=self.say,
                 )  # fmt: skip
         return {"chosen": read_run(out).summary["chosen"], "paid_calls": paid_calls(self.folder / "calls")}
@@ -159,7 +205,7 @@ class _Renewal:
         if not any(skill.kind == "review" for skill in self.suite.skills()):
             return {}
         (_, candidate), marks = rounds_of([self.folder / "candidate"]), {}
-        with programs(progress=False) as build, _served():
+        with programs(progress=False) as build, dspy.context(adapter=build_adapter()):
             for skill in self.suite.skills():
                 if skill.kind == "review":
                     corpus = self.suite.corpus(skill)
@@ -195,7 +241,7 @@ class _Renewal:
             **timed,
             texts={contract.id: contract.text for contract in read_cuad(self.config.frozen).contracts},
             skills={name: (marks_then(frozen[name]), [Mark(**one) for one in marks]) for name, marks in skills.items()},
-            earlier=[one for one in read_decisions(self.home.renewals)],
+            earlier=read_decisions(self.home.renewals),
         )
         decision: Decision = decide(evidence, GateRules(**self.config.gate))
         write_decision(self.folder, decision, evidence)
@@ -218,23 +264,31 @@ class _Renewal:
         return apart
 
     def _release(self, inputs: dict[str, Any], verdict: dict[str, Any], plan: Plan) -> dict[str, Any]:
-        """The candidate as a release, live if the gate says so; whatever it learnt is frozen as a skill then."""
+        """The candidate as a release that is not live."""
         release = self.releases.add(
             self.folder / "candidate", parents=[inputs["live"]] if inputs["live"] else [], decision=verdict["id"],
             lineage={"renewal": self.folder.name, "feedback_events": inputs["feedback"], "reasons": list(plan.reasons)},
         )  # fmt: skip
-        if verdict["verdict"] == "promote":
-            live = self.releases.live()
-            if live is not None and live.id not in (inputs["live"], release.id):
-                raise RenewalError(
-                    f"{live.id} went live while {inputs['live']} was being renewed; the decision does not hold for it. "
-                    "Renew again"
-                )
-            self.releases.promote(
-                release.id, "; ".join(verdict["reasons"]) or "gate", decision=verdict["id"], by="renewal"
-            )
-            self._freeze(release.id)
         return {"id": release.id}
+
+    def _beside(self, live: str | None, release: str) -> dict[str, Any]:
+        """What its answers beside the live release say; {} where none are asked for, or nothing is live yet."""
+        if live is None or (self.config.shadow_answers is None and not self.stages.done("compared")):
+            return {}
+        return asked_beside(self.home, self.stages, self.config, release, live, self.now())
+
+    def _promote(self, inputs: dict[str, Any], verdict: dict[str, Any], release: str) -> dict[str, Any]:
+        """Make the release the live one; whatever it learnt is frozen as a skill then."""
+        live = self.releases.live()
+        if live is not None and live.id not in (inputs["live"], release):
+            raise RenewalError(
+                f"{live.id} went live while {inputs['live']} was being renewed; the decision does not hold for it. "
+                "Renew again"
+            )
+        self.releases.promote(release, "; ".join(verdict["reasons"]) or "gate", decision=verdict["id"], by="renewal")
+        reach("promote.live")
+        self._freeze(release)
+        return {"live": release}
 
     def _freeze(self, release: str) -> None:
         there = {skill.name for skill in self.suite.skills()}
@@ -242,13 +296,14 @@ class _Renewal:
         if not new:
             return
         (_, candidate) = rounds_of([self.folder / "candidate"])
-        with programs(progress=False) as build, _served():
+        with programs(progress=False) as build, dspy.context(adapter=build_adapter()):
             for name, corpus in new.items():
                 marks = _marks(build(candidate, corpus), name, corpus)
                 self.suite.add(name, corpus, marks, release=release, labelled_by="person")
 
     def _end(self, outcome: str, told: dict[str, Any], why: str) -> dict[str, Any]:
         seconds = self.stages.seconds()
+        end_shadow(self.home.shadow, told.get("release", ""))
         ended = {"outcome": outcome, "why": why, **told, "seconds": seconds}
         ended["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self.folder / "outcome.json", ended)
@@ -266,17 +321,8 @@ def _complete(out: Path) -> bool:
     return out.exists() and read_run(out).status == "complete"
 
 
-def _served() -> Any:
-    import dspy
-
-    return dspy.context(adapter=build_adapter())
-
-
-def _marks(program: Any, name: str, corpus: Any) -> list[Mark]:
-    from program.evaluate import score_program
-    from program.examples import to_examples
-
-    marks = marks_of(name, score_program(program, to_examples(corpus), name, threads=32, progress=False))
+def _marks(program: dspy.Module, name: str, corpus: Corpus) -> list[Mark]:
+    marks = marks_on(program, name, corpus, threads=32)
     if len(marks) < len(corpus.labels):
         raise TrainingError(f"{len(corpus.labels) - len(marks)} calls on skill {name!r} failed; renew again")
     return marks

@@ -24,7 +24,7 @@ class Stages:
     def run(self, name: str, make: Callable[[], Any]) -> Any:
         """The stage's result, made now or, where an earlier process ended it, read back."""
         path = self.folder / "stages" / f"{name}.json"
-        if path.is_file():
+        if self.done(name):
             self._say(f"{name}: done before")
             return json.loads(path.read_text(encoding="utf-8"))["made"]
         reach(f"renew.{name}.begin")
@@ -34,6 +34,10 @@ class Stages:
         write_json(path, {"made": made, "seconds": time.perf_counter() - began})
         reach(f"renew.{name}.kept")
         return json.loads(path.read_text(encoding="utf-8"))["made"]  # as a resumed renewal would read it
+
+    def done(self, name: str) -> bool:
+        """Whether the stage has ended, in this process or an earlier one."""
+        return (self.folder / "stages" / f"{name}.json").is_file()
 
     def seconds(self) -> dict[str, float]:
         """How long each stage that has ended took."""

@@ -1,18 +1,20 @@
 """`evergreen watch`: look, renew if there is a reason, sleep; unattended, and safe to kill at any moment."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from corpora.types import Contract
 from modules.index_files import read_contracts
+from program.drift.types import DriftError
 from program.releases.store import ReleaseStore
-from program.renewal.config import load_renewal
+from program.renewal.config import RenewalConfig, load_renewal
 from program.renewal.drifting import check_drift
-from program.renewal.home import Home, RenewalError
+from program.renewal.home import Home, RenewalError, looking
 from program.renewal.inputs import contracts_of
+from program.renewal.judging import judge_sample
 from program.renewal.renew import renew
 from program.run_retrieval import read_retrieval
 from program.runs import write_json
@@ -25,23 +27,41 @@ def look_once(
 ) -> dict[str, Any] | None:
     """Check for drift, and renew if there is a reason; the outcome of the renewal, None where there was none.
 
-    Another process that renews is no error here: it is said, and the next look comes.
+    Another process that renews or looks is no error here, and neither is a clock that went back: it is said, and the
+    next look comes.
     """
     place = Home(Path(home).absolute())
     config = load_renewal(place.path)
-    found = check_drift(place, _served(place, contracts_of(config)), now=now)
-    say(f"drift: {found.about}")
+    told, cause = _looked(place, config, say, now)
     outcome, error = None, ""
     try:
-        outcome = renew(place.path, cause=found.drifted, say=say, now=now)
+        outcome = renew(place.path, cause=cause, say=say, now=now)
     except RenewalError as busy:
         error = str(busy)
         say(error)
-    write_json(
-        place.path / "watch.json",
-        {"looked": now().isoformat(timespec="seconds"), "drift": found.about, "renewal": outcome, "error": error},
-    )
+    with looking(place):
+        looked = {"looked": now().isoformat(timespec="seconds")}
+        write_json(place.path / "watch.json", looked | told | {"renewal": outcome, "error": error})
     return outcome
+
+
+def _looked(
+    home: Home, config: RenewalConfig, say: Say, now: Callable[[], datetime]
+) -> tuple[dict[str, str], tuple[str, str] | None]:
+    """What the judge and the drift watch say, in words, and the cause of drift where there is an alarm."""
+    judged, cause = "", None
+    try:
+        with looking(home):
+            contracts = _served(home, contracts_of(config))
+            judged = _judged(home, config, contracts, now)
+            if judged:
+                say(f"judge: {judged}")
+            found = check_drift(home, contracts, now=now)
+            about, cause = found.about, found.drifted
+    except (RenewalError, DriftError) as error:
+        about = str(error)
+    say(f"drift: {about}")
+    return {"drift": about, "judge": judged}, cause
 
 
 def watch(
@@ -65,6 +85,14 @@ def watch(
         done += 1
         if looks is None or done < looks:
             sleep(config.check_hours * 3600)
+
+
+def _judged(home: Home, config: RenewalConfig, contracts: Mapping[str, Contract], now: Callable[[], datetime]) -> str:
+    """What the judge did, or why it did nothing: without it the watch has a signal less, and goes on."""
+    try:
+        return judge_sample(home, config, contracts, now=now)
+    except (RuntimeError, OSError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _served(home: Home, unlabelled: tuple[Contract, ...]) -> dict[str, Contract]:

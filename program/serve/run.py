@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import dspy
@@ -63,10 +64,11 @@ def serve(
 
     `store` is where feedback is kept (`feedback.db` beside the run's folder if not told), `library` a library whose
     contracts are asked in the place of the run's own, `rival` another run whose answers are laid beside, blind,
-    `shadow` one that is asked the same, silently: both answers go to shadow/NAME.jsonl beside the feedback. Answers
-    leave traces in `traces` (`traces.db` beside the feedback if not told) as `trace_policy` says, none where it is
-    None. An address that others reach needs a `token` (or EVERGREEN_TOKEN) of 16 characters or more: ConfigError
-    without.
+    `shadow` one that is asked the same, silently: both answers go to shadow/NAME.jsonl beside the feedback. Without
+    one, of a folder of releases, the candidate that waits there is asked so (program/gate/shadow_now.py), unless
+    `trace_policy` keeps no words, since both answers would be kept. Answers leave traces in `traces` (`traces.db`
+    beside the feedback if not told) as `trace_policy` says, none where it is None. An address that others reach needs
+    a `token` (or EVERGREEN_TOKEN) of 16 characters or more: ConfigError without.
     Raises RunError for a run that is not complete, StoreError for a store or library that cannot be opened, and
     ServeError where the port is taken.
     """
@@ -85,10 +87,11 @@ def serve(
         program = stack.enter_context(open_program(run, library))
         other = stack.enter_context(open_program(Path(rival), library)) if rival is not None else None
         contracts = IndexContracts(program.retrieve.index)
+        shadows = opened.log.path.with_name("shadow")
         if shadow is not None:
             candidate = stack.enter_context(open_program(Path(shadow), library))
-            pairs = opened.log.path.with_name("shadow") / f"{release_of(Path(shadow))}.jsonl"
-            program = stack.enter_context(Shadow(program, candidate, recorder(pairs)))
+            pairs = shadows / f"{release_of(Path(shadow))}.jsonl"
+            program = stack.enter_context(Shadow(program, candidate, recorder(pairs, release_of(run))))
             say(f"{release_of(Path(shadow))} is asked the same, silently: {pairs}")
         session = Session(
             program, contracts, opened, release=release_of(run), rival=other,
@@ -96,7 +99,10 @@ def serve(
             traces=traced,
         )  # fmt: skip
         if follow is not None:
-            stack.enter_context(following(session, follow, lambda place: open_program(place, library), say))
+            # A shadow that was asked for by hand is the one; and its answers are kept in full, or there is none.
+            silent = shadows if shadow is None and _keeps_words(trace_policy) else None
+            opening = partial(open_program, library=library)
+            stack.enter_context(following(session, follow, opening, say, shadows=silent))
         stack.callback(session.close)
         reviews = Reviews(session)
         stack.callback(reviews.close)
@@ -115,6 +121,11 @@ def serve(
             uvicorn.Server(config).run(sockets=[listening])
         lost = f", but {traced.lost} traces are lost" if traced is not None and traced.lost else ""
         say(f"stopped; what was answered and said is kept{lost}")
+
+
+def _keeps_words(policy: TracePolicy | None) -> bool:
+    """Whether questions and answers may be written down."""
+    return policy is not None and policy.inputs == "full" and policy.personal_data == "keep"
 
 
 def checked_token(host: str, token: str | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import dspy
 
-from corpora.cuad import CATEGORIES, question_text
+from corpora.cuad import CATEGORIES, category_asked, question_text
 from corpora.labels.rows import folded, sha256
 from corpora.types import Contract, Quote, Span
 from modules.retriever import PassageIndex
@@ -29,7 +29,6 @@ SAMPLE_TEMPERATURE = 1.0
 T = TypeVar("T")
 Told = tuple[Said, Watch]
 _BY_NAME = {category.name.casefold(): category.name for category in CATEGORIES}
-_BY_QUESTION = {folded(category.question): category.name for category in CATEGORIES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +110,11 @@ class Session:
         self._hashes: dict[str, tuple[str, str]] = {}
         self._context = contextvars.copy_context()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="asking")
+
+    @property
+    def live(self) -> Live:
+        """What answers now."""
+        return self._live
 
     @property
     def release(self) -> str:
@@ -243,7 +247,7 @@ class Session:
         return sha
 
     def _ask(self, question: str, contract_id: str) -> Asked:
-        name = _BY_NAME.get(folded(question).casefold()) or _BY_QUESTION.get(folded(question))
+        name = _BY_NAME.get(folded(question).casefold()) or category_asked(question)
         return self.store.ask(question_text(name) if name else question, self.contract(contract_id), name)
 
     def _others(self, asked: Asked, live: Live) -> list[Future[Told]]:

@@ -10,7 +10,6 @@ removed.
 
 import json
 import logging
-import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from corpora.labels.tables import Layout, Tables
 from modules.index_files import StoreError
 from program.feedback.log import utc_now
 from program.feedback.people import read_salt, salt_path
+from program.feedback.tables import for_its_owner
 from program.traces.policy import TracePolicy, is_sampled, kept
 from program.traces.types import Trace
 
@@ -79,7 +79,7 @@ class TraceStore:
         was made by a newer version, and where its secret is gone.
         """
         path = Path(path)
-        tables = Tables.open(_made(path), TRACES, shared=True)
+        tables = Tables.open(for_its_owner(path), TRACES, shared=True)
         try:
             # A trace is evidence, no promise: NORMAL writes without waiting for the disk, loses the last ones when the
             # machine (not the process) goes down, and leaves the file whole. What is pruned is wiped.
@@ -219,18 +219,6 @@ class TraceStore:
             if len(rows) < _BATCH:
                 return
             values = [rows[-1]["seq"], *values[1:]]
-
-
-def _made(path: Path) -> Path:
-    """The path, with an empty file for its owner's eyes where there was none; SQLite gives those beside it its mode."""
-    if path.parent.is_dir():
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        except OSError as error:
-            raise StoreError(
-                f"{path} cannot be opened ({error.strerror}). Give the path of a file that you may write to."
-            ) from error
-    return path
 
 
 def _salt(tables: Tables) -> str:

@@ -18,15 +18,14 @@ import dspy
 from dspy.utils.callback import ACTIVE_CALL_ID, BaseCallback
 from dspy.utils.usage_tracker import track_usage
 
-from corpora.cuad import CATEGORIES
-from corpora.labels.rows import folded
+from corpora.cuad import category_asked
 from corpora.types import Contract, Quote
+from modules.grounding import stands
 from modules.retrieve import Retrieve
 from program.feedback.types import Answered, Asked, Said, Shown
 from program.traces.store import TraceStore
 from program.traces.types import Trace
 
-_BY_QUESTION = {folded(category.question): category.name for category in CATEGORIES}
 _SHAPE = {"question", "contract_id"}
 
 
@@ -99,10 +98,7 @@ def trace_of(
 
 def n_ungrounded(quotes: tuple[Quote, ...], texts: Mapping[str, str]) -> int:
     """How many quotes are not, word for word, what stands at their offsets; those of a contract not in `texts`, too."""
-    return sum(
-        not (0 <= quote.start < quote.end and texts.get(quote.contract_id, "")[quote.start : quote.end] == quote.text)
-        for quote in quotes
-    )
+    return sum(not stands(texts.get(quote.contract_id, ""), quote.text, quote.start, quote.end) for quote in quotes)
 
 
 def scores_of(outputs: Any) -> dict[str, float]:
@@ -159,7 +155,7 @@ class Tracing(BaseCallback):
             if given is None:
                 return
             question, contract_id = str(given.get("question") or ""), str(given.get("contract_id") or "")
-            category = _BY_QUESTION.get(folded(question))
+            category = category_asked(question)
             call = _Call(Asked("", question, contract_id, category, "", self.store.now()), time.perf_counter())
         with self._lock:
             self._calls[call_id] = call

@@ -333,3 +333,24 @@ def test_threads_get_what_one_alone_gets(index):
     alone = [index.search(word, 3, name) for word, name in asked]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda one: index.search(one[0], 3, one[1]), asked)) == alone
+
+
+def test_what_another_index_has_in_the_same_words_is_not_embedded_again(tmp_path, index, embedder):
+    changed, new = contract("b", (*WORDS[:-1], "arbitration")), contract("c", ("warranty", "law"))
+    embedder.seen.clear()
+    after = build(tmp_path / "after", embedder, contract("a"), changed, new, like=index)
+    asked = embedder.seen[:]
+    there = {index.embedded_text(passage) for name in "ab" for passage in index.passages(name)}
+    assert not there & set(asked) and 2 < len(asked) < after.n_passages / 2
+    whole = build(tmp_path / "whole", embedder, contract("a"), changed, new)
+    for name in "abc":
+        assert np.allclose(after._contract(name)[1], whole._contract(name)[1], atol=1e-6)
+    best = [one.search("what is the arbitration", 1)[0].passage for one in (after, whole)]
+    assert best[0] == best[1] and "arbitration" in best[0].text
+    for one in (after, whole):
+        one.close()
+
+
+def test_vectors_of_another_embedder_are_refused(tmp_path, index):
+    with pytest.raises(StoreError, match="another embedder's"):
+        build(tmp_path / "after", WordEmbedder(salt=b"x"), contract("a"), like=index)

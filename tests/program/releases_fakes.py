@@ -34,7 +34,7 @@ def write_run(folder: Path, number: int, *, answers: dict[str, tuple[str, float]
         "scores.jsonl": "".join(json.dumps(row) + "\n" for row in rows),
         "retrieval.json": {"index": "index", "embedder": None, "settings": {}, "cut": {}},
         "index/index.json": {"format": 1, "generation": "g1"},
-        "index/contracts/c.json": {"id": "c1", "text": "An agreement."},
+        "index/contracts/c.json": {"id": "c1", "complete": True, "text": "An agreement.", "passages": []},
         "index/chroma/chroma.sqlite3": "vectors",
         "index/.lock": "",
         "retriever/unused/index/index.json": {},

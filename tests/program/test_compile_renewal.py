@@ -14,7 +14,9 @@ from corpora.cuad import read_cuad, write_cuad
 from corpora.errors import CorpusError
 from corpora.splits import subset
 from corpora.types import Contract, Corpus
+from modules import retriever
 from modules.embedder import load_embedder
+from modules.index_files import read_contracts
 from optimizers import guards
 from optimizers.instruct import InstructTune
 from optimizers.local_lm.weights import file_sha256
@@ -319,3 +321,26 @@ def test_rows_are_labels_under_the_programs_own_prompts_and_guards_get_what_they
     assert guard("replay_self").prompts == [row["messages"][:-1] for row in earlier]
     assert guard("low_rate").seed == 3 and guard("merge").rank == 32 and guard("kl").beta > 0
     assert guard("replay_labels").share == config.replay_share
+
+
+def test_contracts_that_stand_in_the_runs_index_are_not_embedded_again(first, words_embedder, tmp_path, monkeypatch):
+    embedded = []
+
+    class Counted(words_embedder):
+        def encode(self, sentences, **options):
+            embedded.extend(sentences)
+            return super().encode(sentences, **options)
+
+    monkeypatch.setattr(compile_module, "load_embedder", Counted)
+    incumbent = read_incumbent(first.run, _silent)
+    known = tuple(stored.contract for stored in read_contracts(incumbent.retrieval.index))
+    new = replace(known[0], id="new", text="A new agreement. " + known[0].text)
+    run = SimpleNamespace(folder=tmp_path)
+    index = compile_module._index(first.config, run, incumbent, (*known, new), False, _silent)
+    try:
+        own = {index.embedded_text(passage) for passage in index.passages("new")}
+        there = {index.embedded_text(p) for one in known for p in index.passages(one.id)}
+        assert set(embedded) - own <= {retriever._PROBE} and not set(embedded) & (there - own)
+        assert index.repair() == () and len(index.contract_ids) == len(known) + 1
+    finally:
+        index.close()

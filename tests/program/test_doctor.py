@@ -169,6 +169,8 @@ def test_unfinished_renewals_are_told_from_one_that_runs(home):
     with open(home.path / ".renewal.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert found(check_renewals(home), "ok") == {"renewals": "0002 is running, after the stage plan"}
+    (folder / "stages" / "shadow.json").write_text("{}")
+    assert "asked silently" in found(check_renewals(home), "ok")["renewals"]
     (folder / "outcome.json").write_text("{")
     assert "0002/outcome.json is damaged" in found(check_renewals(home), "error")["renewals"]
 

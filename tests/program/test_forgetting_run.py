@@ -14,6 +14,7 @@ from modules.index_files import StoreError
 from program import cli
 from program.forgetting import rounds as rounds_module
 from program.forgetting import run as run_module
+from program.forgetting import suite as suite_module
 from program.forgetting.abilities import ABILITIES
 from program.forgetting.costs import TrainingCost, cost_of, training_cost
 from program.forgetting.rounds import rounds_of
@@ -104,7 +105,7 @@ def refused(setting, tmp_path, monkeypatch):
     def scored(*_, **__):
         raise AssertionError("a program was scored")
 
-    monkeypatch.setattr(run_module, "score_program", scored)
+    monkeypatch.setattr(run_module, "marks_on", scored)
     monkeypatch.setattr(run_module, "score_suite", scored)
 
     def run(error, words, runs=None, skills=(), known=(), suite=store, **options):
@@ -173,8 +174,8 @@ def test_a_failed_call_is_made_again_before_a_skill_is_frozen(setting, monkeypat
             rows[0] |= {"exact_match": None, "error": "ServerError: down"}
         return rows
 
-    monkeypatch.setattr(run_module, "score_program", score)
-    marks = run_module._marks(None, "first", corpus, 1)
+    monkeypatch.setattr(suite_module, "score_program", score)
+    marks = suite_module.marks_on(None, "first", corpus, 1)
     assert asked == [len(corpus.labels), 1] and len(marks) == len(corpus.labels)
 
 

@@ -9,6 +9,7 @@ from corpora.types import Passage, Quote
 from program.gate import commands
 from program.gate.shadow import ShadowAnswer, ShadowPair
 from program.gate.shadow_log import read_pairs, recorder
+from program.renewal import shadowing
 
 TEXT = "This Agreement is governed by the laws of Ohio."
 OHIO = Quote("Ohio", "c", 42, 46)
@@ -33,6 +34,8 @@ def test_pairs_come_back_as_they_were_and_a_torn_line_is_passed_over(tmp_path):
     for one in told[1:]:
         recorder(path)(one)
     assert read_pairs(path, {"c": TEXT}) == told
+    recorder(path, "0001-ab")(pair("Fourth?"))
+    assert [one.question for one in read_pairs(path, {}, "0001-ab")] == ["Fourth?"]
     assert read_pairs(path, {})[0].live.passages == () and path.stat().st_mode & 0o077 == 0
 
 
@@ -41,8 +44,8 @@ def test_a_quote_that_stands_nowhere_keeps_a_candidate_back(tmp_path, monkeypatc
     release = SimpleNamespace(id="0002-ab", path=tmp_path)
     stored = SimpleNamespace(contract=SimpleNamespace(id="c", text=TEXT))
     monkeypatch.setattr("program.releases.store.ReleaseStore.open", lambda root: SimpleNamespace(get=lambda _: release))
-    monkeypatch.setattr("program.run_retrieval.read_retrieval", lambda path: SimpleNamespace(index=path))
-    monkeypatch.setattr("modules.index_files.read_contracts", lambda folder: [stored])
+    monkeypatch.setattr(shadowing, "read_retrieval", lambda path: SimpleNamespace(index=path))
+    monkeypatch.setattr(shadowing, "read_contracts", lambda folder: [stored])
     record = recorder(tmp_path / "shadow" / "0002-ab.jsonl")
     for i in range(12):
         record(pair(f"Question {i}?", quote=quote if i == 7 else OHIO))

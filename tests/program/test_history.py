@@ -17,6 +17,7 @@ from program.history.plots import score_history_plot
 from program.history.status import MAX_LINES, status_lines
 from program.history.types import Damage, DriftCheck, ReleaseFact, RenewalFact, Score, TrafficDay, Watch
 from program.renewal.home import Home
+from program.runs import write_json
 from tests.program.history_fakes import NOW, YEAR, make_home
 
 PAYLOAD = "</title></svg><script>alert('x')</script><img src=x onerror=alert(1)>\x1b[2J"
@@ -259,3 +260,15 @@ def test_the_commands_say_where_the_page_is_and_refuse_no_folder(year, monkeypat
     assert told.exit_code == 0 and (tmp_path / "page.html").is_file() and not (year.path / "history.html").exists()
     assert "no folder" in str(run(app, ["status", str(tmp_path / "nowhere")]).exception)
     assert run(app, ["doctor", str(tmp_path / "nowhere")]).exit_code == 1
+
+
+def test_a_candidate_in_shadow_waits_for_nobody_s_help(copied):
+    folder = copied.renewals / "0010"
+    (folder / "stages").mkdir(parents=True)
+    write_json(folder / "stages" / "shadow.json", {"made": {"release": "0009-ab"}, "seconds": 0.0})
+    facts = gather(copied, now=lambda: NOW)
+    assert facts.renewals[-1].shadow == "0009-ab"
+    assert any("0009-ab is asked silently" in one.text and not one.alarm for one in notices(facts))
+    assert any("last 0010 in shadow" in line for line in status_lines(facts))
+    write_json(folder / "stages" / "compared.json", {"made": {}, "seconds": 0.0})
+    assert gather(copied, now=lambda: NOW).renewals[-1].shadow is None

@@ -14,6 +14,7 @@ from corpora.cuad import read_cuad, write_cuad
 from corpora.splits import subset
 from corpora.synthetic import write_corpus
 from corpora.types import Contract
+from program.config import ConfigError
 from program.failpoints import STAGES, VARIABLE
 from program.feedback.people import salt_path
 from program.feedback.store import FeedbackStore
@@ -165,6 +166,18 @@ def test_where_no_step_helped_there_is_nothing_to_decide(home):
     assert outcome["outcome"] == "kept" and live(home) is None and ReleaseStore.open(home / "releases").list() == []
 
 
+def killed_at(point, work):
+    """Do the work in a process of its own, which is killed there, as by a power cut: nothing is cleaned up."""
+    child = os.fork()
+    if child == 0:
+        os.environ[VARIABLE] = point
+        try:
+            work()
+        finally:
+            os._exit(3)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL, f"it was not killed at {point}"
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(files, tmp_path_factory):
     return told(made_home(tmp_path_factory.mktemp("whole"), files), Scripted(0.9))
@@ -172,19 +185,12 @@ def uninterrupted(files, tmp_path_factory):
 
 # A stage begins where the one before is kept.
 @pytest.mark.parametrize("point", ["made", "kept"])
-@pytest.mark.parametrize("stage", [one for one in STAGES if one != "quarantine"])
+@pytest.mark.parametrize("stage", [one for one in STAGES if one not in ("quarantine", "shadow", "compared")])
 def test_killed_anywhere_it_goes_on_and_ends_as_if_it_had_not_been(home, uninterrupted, stage, point):
     expected = uninterrupted
-    child = os.fork()
-    if child == 0:  # SIGKILL, as a power cut would: nothing is cleaned up
-        os.environ[VARIABLE] = f"renew.{stage}.{point}"
-        try:
-            told(home, Scripted(0.9))
-        finally:
-            os._exit(3)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    killed_at(f"renew.{stage}.{point}", lambda: told(home, Scripted(0.9)))
     before = live(home)
-    assert before is None or stage == "release"
+    assert before is None or stage == "promote"
     script = Scripted(0.9)
     assert same(told(home, script)) == same(expected)
     assert live(home) == expected["release"] and len(renewals(Home(home))) == 1
@@ -199,6 +205,23 @@ def same(outcome):
     """But for times."""
     left = {key: value for key, value in outcome.items() if key not in ("seconds", "ended")}
     return left | {"inputs": {key: value for key, value in left["inputs"].items() if key != "at"}}
+
+
+def test_a_bound_on_memory_goes_to_what_makes_the_candidate_and_only_then(home):
+    given = []
+
+    class Bounded(Scripted):
+        def __call__(self, config, *, max_memory_gib=None, **options):
+            given.append(max_memory_gib)
+            super().__call__(config, **options)
+
+    toml = home / "evergreen.toml"
+    toml.write_text("max_memory_gib = 6\n" + toml.read_text())
+    told(home, Bounded(0.9))
+    assert given == [6.0]
+    toml.write_text(toml.read_text().replace("max_memory_gib = 6", "max_memory_gib = 0"))
+    with pytest.raises(ConfigError, match="max_memory_gib is 0"):
+        told(home, Bounded(0.9), by_hand="to see")
 
 
 def test_a_full_disk_is_gone_on_with_and_another_failure_ends_it(home):
