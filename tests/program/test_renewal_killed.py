@@ -98,7 +98,7 @@ def rooms(tmp_path, monkeypatch, speaking, files):  # noqa: F811
 
     frozen = read_cuad(files / "frozen.json")
     scripted = {
-        "read_split": lambda *_: Split(train, val, test), "refuse_overlap": lambda *_: None, "_index": lambda *_: index,
+        "read_split": lambda *_: Split(train, val, test), "_index": lambda *_: index,
         "build_lm": lambda *_: lm, "remote": lambda _: lm, "ContractReview": Reads, "LabelTeacher": Reads,
         "estimate": lambda *_: (0.1, "about a moment"), "training_memory": lambda *_: None, "score_program": score,
         "run_recipe": recipe, "keep_retrieval": keep, "write_report": lambda _: None, "version_record": lambda _: {},
