@@ -114,12 +114,18 @@ class Bench:
             ContractReview(self.index, self.args.k), folder, name_or_path="evergreen-base", work_dir=self.out / "lm"
         )
 
+    def gone(self, live: str, month: int) -> dspy.Module:
+        """What Evergreen served before what is live in a month."""
+        return next(
+            program for name, program in (self.served("evergreen", m) for m in range(month, 0, -1)) if name != live
+        )
+
     def _folder(self, arm: str, month: int) -> Path | None:
         if arm == "evergreen":
             told = [json.loads(path.read_text()) for path in sorted((self.out / arm).glob("month-*.json"))]
             lives = [one["live_after"] for one in told if one["month"] < month and one["live_after"]]
             return ReleaseStore.open(self.home.releases).get(lives[-1]).path if lives else None
-        made = [folder for folder in sorted((self.out / arm).glob("after-*")) if int(folder.name[-2:]) < month]
+        made = [folder for folder in sorted((self.out / arm).glob("after-[0-9][0-9]")) if int(folder.name[-2:]) < month]
         return made[-1] if made else None
 
     def tune(self, arm: str, month: int) -> float:
@@ -210,9 +216,8 @@ def live_through(bench: Bench, arm: str, month: int) -> dict[str, Any]:
     rows = score_program(program, asked, ARMS[arm], threads=64, progress=False)
     told: dict[str, Any] = {"month": month, "live": name, "rows": rows, "seconds": 0.0}
     if arm == "evergreen":
-        before, gone = bench.served(arm, month - 1)
-        if before != name:  # promoted: what went is asked the same questions once more
-            told["before"] = score_program(gone, asked, "before", threads=64, progress=False)
+        if name != "base":  # what it took the place of is asked the same questions
+            told["before"] = score_program(bench.gone(name, month), asked, "before", threads=64, progress=False)
         watched = bench.watched(rows, month, name) if name != "base" else 0.0
         told["seconds"] = watched + (bench.renew(month) if month < MONTHS else 0.0)
         done = [one["id"] for one in renewals(bench.home)]

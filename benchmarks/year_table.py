@@ -54,10 +54,12 @@ def show(folders: Sequence[Path], arms: Mapping[str, str], begin_s: float) -> No
 def _show_loop(folder: Path, begin_s: float) -> None:
     """What the loop of one run decided, and when."""
     print(f"\n{folder.name}:")
-    for one in read_arm(folder, "evergreen"):
-        if "before" in one:
-            told = _difference(_rows([{"rows": one["before"]}]), _rows([one]))
-            print(f"promoted at the end of month {one['month'] - 1}: {told} on the questions of month {one['month']}")
+    told = [one for one in read_arm(folder, "evergreen") if "before" in one]
+    for live in dict.fromkeys(one["live"] for one in told):
+        months = [one for one in told if one["live"] == live]
+        change = _difference(_rows([{"rows": row["before"]} for row in months]), _rows(months))
+        which = f"months {months[0]['month']} to {months[-1]['month']}"
+        print(f"promoted at the end of month {months[0]['month'] - 1}: {change}, on the questions of {which}")
     loop = folder / "home.json"
     if not loop.is_file():
         return
