@@ -87,7 +87,8 @@ def compile(
         check_incumbent(config, incumbent)
     split = read_split(config, say, *((incumbent.seen, incumbent.chosen) if incumbent else ()))
     earlier = read_earlier(config, incumbent, _joined(split))
-    questions = _questions(config, split, earlier)
+    known = {contract.id for contract in incumbent.seen} if incumbent else set()
+    questions = _questions(config, split, earlier, known)
     test = to_examples(split.test)
     # What cannot be removed from the scratch folder must not hide the error that the run ended with.
     scratch_folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -323,10 +324,15 @@ def _joined(split: Split) -> Corpus:
     return Corpus("all", split.train.contracts + split.val.contracts + split.test.contracts, ())
 
 
-def _questions(config: CompileConfig, split: Split, earlier: Corpus | None) -> Questions:
+def _questions(config: CompileConfig, split: Split, earlier: Corpus | None, known: set[str]) -> Questions:
+    """What to learn from and to choose on; labels of `known` contracts, learnt before, fill up what new ones leave."""
     train, val = to_examples(split.train), to_examples(split.val)
+    most = config.max_train_questions
+    new = sample_examples([one for one in train if one.contract_id not in known], most, config.seed)
+    left = None if most is None else most - len(new)
+    again = sample_examples([one for one in train if one.contract_id in known], left, config.seed)
     return Questions(
-        sample_examples(train, config.max_train_questions, config.seed),
+        new + again,
         sample_examples(val, config.max_val_questions, config.seed),
         all_train=train,
         all_val=val,

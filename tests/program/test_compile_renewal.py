@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from corpora.cuad import read_cuad, write_cuad
 from corpora.errors import CorpusError
-from corpora.splits import subset
+from corpora.splits import Split, subset
 from corpora.types import Contract, Corpus
 from modules import retriever
 from modules.embedder import load_embedder
@@ -122,6 +122,20 @@ def test_a_tuned_embedder_goes_with_the_run_that_starts_from_it(first, renew, mo
     with open_run(run) as program:
         assert isinstance(program.retrieve.index.embedder, SentenceTransformer)
         assert program.retrieve.settings.k == kept["settings"]["k"]
+
+
+def test_new_labels_are_learnt_before_any_that_was_learnt_before(first):
+    old, new = (read_cuad(first.folder / name) for name in ("old.json", "new.json"))
+    both = Split(Corpus("train", old.contracts + new.contracts, old.labels + new.labels), new, new)
+    known = {contract.id for contract in old.contracts}
+
+    def drawn(n):
+        questions = compile_module._questions(replace(first.config, max_train_questions=n), both, None, known)
+        return [one.contract_id in known for one in questions.train]
+
+    assert drawn(len(new.labels) + 3) == [False] * len(new.labels) + [True] * 3
+    assert drawn(2) == [False] * 2
+    assert len(drawn(None)) == len(old.labels) + len(new.labels)
 
 
 def test_contracts_that_it_learnt_from_are_neither_chosen_nor_scored_on(first):
