@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,12 @@ def look(home: Home, config: RenewalConfig, drifted: tuple[str, str] | None = No
     )
 
 
-def take(home: Home, config: RenewalConfig, folder: Path) -> dict[str, Any]:
+def take(home: Home, config: RenewalConfig, folder: Path, now: datetime) -> dict[str, Any]:
     """Copy labels and feedback into `folder`, list the contracts, name the live release: the stage "inputs"."""
     live = ReleaseStore.open(home.releases).live()
     copied = copy_feedback(home.feedback, folder / "feedback.db")
     return {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "at": now.isoformat(timespec="seconds"),
         "live": None if live is None else live.id,
         "labelled": snapshot(config.corpus, home.path, folder / "corpus.json"),
         "feedback": count_events(folder / "feedback.db") if copied else 0,

@@ -132,7 +132,7 @@ class _Renewal:
         """Every stage that is not done yet, and the outcome."""
         told: dict[str, Any] = {}
         try:
-            told["inputs"] = self.stages.run("inputs", lambda: take(self.home, self.config, self.folder))
+            told["inputs"] = self.stages.run("inputs", lambda: take(self.home, self.config, self.folder, self.now()))
             plan = Plan(**self.stages.run("plan", lambda: asdict(self._plan(told["inputs"]))))
             told |= {"recipe": plan.recipe, "reasons": list(plan.reasons)}
             self.say(f"{plan.recipe}: {'; '.join(plan.reasons)}")
@@ -305,7 +305,7 @@ class _Renewal:
         seconds = self.stages.seconds()
         end_shadow(self.home.shadow, told.get("release", ""))
         ended = {"outcome": outcome, "why": why, **told, "seconds": seconds}
-        ended["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
+        ended["ended"] = self.now().isoformat(timespec="seconds")
         write_json(self.folder / "outcome.json", ended)
         self.say(f"{outcome}: {why}" if why else outcome)
         return {"id": self.folder.name, **ended}

@@ -276,10 +276,13 @@ def test_a_release_that_went_live_meanwhile_is_not_replaced(home):
     assert store.live().id.startswith("0002") or store.live().manifest["config"]["seed"] == 7
 
 
-def test_the_schedule_counts_from_when_inputs_were_taken(home):
-    told(home, Scripted(0.9))
-    later = datetime.now(UTC) + timedelta(days=91)
-    assert told(home, Scripted(0.9, 2), now=lambda: later)["reasons"][0].startswith("the last renewal was")
+def test_the_schedule_counts_from_when_inputs_were_taken_by_the_callers_clock(home):
+    began = datetime.now(UTC) + timedelta(days=900)
+    ended = told(home, Scripted(0.9), now=lambda: began)
+    assert datetime.fromisoformat(ended["ended"]) == began.replace(microsecond=0)
+    assert told(home, Scripted(0.9, 2), now=lambda: began + timedelta(days=60)) is None
+    later = told(home, Scripted(0.9, 2), now=lambda: began + timedelta(days=91))
+    assert later["reasons"][0].startswith("the last renewal was")
 
 
 def test_feedback_is_copied_as_it_was_with_its_people(tmp_path):
