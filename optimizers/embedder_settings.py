@@ -15,8 +15,8 @@ class EmbedderSettings:
     arXiv 1705.00652), "gist", the same without those that the untrained embedder finds nearer than the right one
     (Solatorio 2024, arXiv 2402.16829), or "lists", all questions of a contract against all its passages and sentences.
 
-    Of "lists": a step is one contract, of which at most `list_size` passages are taken, and a question without an
-    answer has to keep them all below the cosine `absent_cosine`.
+    Of "lists": a step is one contract, of which at most `list_size` passages are taken, padded `mini_batch_size` at a
+    time, and a question without an answer has to keep them all below the cosine `absent_cosine`.
 
     Of the others: `symmetric` asks the reverse too: which question a passage answers. A batch is `batch_size` questions
     on different topics, each with `hard_negatives` drawn from its `hardest` ones; it is embedded `mini_batch_size`
