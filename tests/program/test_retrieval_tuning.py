@@ -28,13 +28,20 @@ def corpus():
     return write_corpus(["juniper"], 6, seed=4)
 
 
-@pytest.fixture
-def program(corpus, tmp_path):
+@pytest.fixture(scope="module")
+def corpus_index(corpus, tmp_path_factory):
     index = PassageIndex.build(
-        corpus.contracts, folder=tmp_path / "index", embedder=load_embedder(), max_chars=400, progress=False
-    )
-    yield ContractReview(index, 4)
+        corpus.contracts,
+        folder=tmp_path_factory.mktemp("tuning") / "index", embedder=load_embedder(), max_chars=400, progress=False,
+    )  # fmt: skip
+    yield index
     index.close()
+
+
+@pytest.fixture
+def program(corpus_index):
+    """A program of its own for each test, on one index that none of them writes to."""
+    return ContractReview(corpus_index, 4)
 
 
 def side(corpus, *numbers):
@@ -237,7 +244,7 @@ def test_a_list_is_a_contract_with_all_its_questions(corpus, program, tmp_path):
 
 def test_a_retriever_learns_from_whole_contracts(corpus, program, tmp_path):
     retrieval = ReviewRetrieval(tmp_path / "new", progress=False)
-    tune = RetrieverTune(retrieval, EmbedderSettings(**SHORT, loss="lists", list_size=12))
+    tune = RetrieverTune(retrieval, EmbedderSettings(**{**SHORT, "max_steps": 3}, loss="lists", list_size=8))
     tune.compile(program, trainset=side(corpus, 0, 1, 2, 3), valset=side(corpus, 4))
     for index in retrieval.made:
         index.close()
