@@ -104,16 +104,17 @@ class SpanFinder:
 
     def _in_context(self, passages: Sequence[Passage]) -> list["_Sentence"]:
         passages = sorted(passages, key=lambda p: (p.contract_id, p.start, p.end))
-        cut = [[passage.text[span.start : span.end] for span in sentences(passage.text)] for passage in passages]
+        places = [sentences(passage.text) for passage in passages]
+        cut = [[passage.text[a.start : a.end] for a in own] for passage, own in zip(passages, places, strict=True)]
         texts = [self._embedded_text(passage) for passage in passages]
         new = {text: pieces_in(text, own) for text, own in zip(texts, cut, strict=True) if text not in self._vectors}
         if new:
             self._vectors.update(zip(new, embed_in_context(self._embedder, list(new), list(new.values())), strict=True))
         offsets = [(key, start, start + len(text)) for key, start, text in stretches(passages)]
         found: list[_Sentence] = []
-        for passage, text, own in zip(passages, texts, cut, strict=True):
+        for passage, text, spans, own in zip(passages, texts, places, cut, strict=True):
             offset = next(a for key, a, b in offsets if key == passage.contract_id and a <= passage.start < b)
-            for span, said, vector_D in zip(sentences(passage.text), own, self._vectors[text], strict=True):
+            for span, said, vector_D in zip(spans, own, self._vectors[text], strict=True):
                 start = passage.start + span.start
                 # What passages share is read once, and what the embedder did not read is not there.
                 read_on = not found or found[-1].contract_id != passage.contract_id or start >= found[-1].end
