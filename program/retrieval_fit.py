@@ -101,20 +101,13 @@ def fit_answers(index: PassageIndex, examples: Sequence[dspy.Example]) -> Answer
     return fit_answer_model(queries, found, has_answer)
 
 
-def fit_spans(extract: Extract, examples: Sequence[dspy.Example]) -> SpanModel:
-    """What makes a span's score a confidence: a span is right where it matches a gold one as CUAD counts it.
-
-    ValueError where none is right, or all are.
-    """
-    return _span_model(_extracted(extract, examples), examples)
-
-
 def fit_extraction(
     retrieve: Retrieve, examples: Sequence[dspy.Example], in_context: Sequence[bool] = (False, True)
 ) -> tuple[RetrievalSettings, float]:
     """The settings of `retrieve` with the spans' confidences fitted, and CUAD's AUPR on these questions, 0 to 1.
 
-    Sentences are read alone or in their passages, whichever of `in_context` scores higher. Errors as `fit_spans`.
+    A span is right where it matches a gold one as CUAD counts it. Sentences are read alone or in their passages,
+    whichever of `in_context` scores higher. ValueError where no span is right, or all are.
     """
     tried = []
     for one in in_context:

@@ -1,5 +1,4 @@
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from optimizers.embedder_lists import RIGHT, WRONG
 from optimizers.retriever import RetrieverTune
 from program.contract_review import ContractReview
 from program.examples import to_examples
-from program.retrieval_fit import Asked, answered, fit_answers, fit_extraction, fit_fusion, fit_k, fit_spans
+from program.retrieval_fit import Asked, answered, fit_answers, fit_extraction, fit_fusion, fit_k
 from program.retrieval_tuning import ReviewRetrieval, wordings
 
 SHORT = {"max_steps": 6, "batch_size": 8, "validations": 1, "progress": False}
@@ -216,7 +215,7 @@ def test_confidences_of_spans_are_fitted_on_labels(corpus, program):
     retrieve = program.retrieve
     retrieve.swap(retrieve.index, settings)
     extract, right, wrong = Extract(retrieve), [], []
-    retrieve.swap(retrieve.index, replace(settings, spans=fit_spans(extract, side(corpus, 0, 1))))
+    retrieve.swap(retrieve.index, fit_extraction(retrieve, side(corpus, 0, 1), (False,))[0])
     for example in side(corpus, 2, 3):
         found = extract(question=example.question, contract_id=example.contract_id)
         for span, confidence in zip(found.spans, found.confidences, strict=True):
