@@ -37,7 +37,7 @@ class RenewalConfig:
     drift watch, at most `judge_calls` answers a look, by as many new calls.
     With `shadow_answers` a candidate that passes the gate is first asked silently, beside the live release, a
     `shadow_share` of the questions, until both have answered so many; `shadow` (keys of `ShadowRules`) says what it may
-    not lose, and it waits no longer than `shadow_days`.
+    not lose, and it waits no longer than `shadow_days`. A `judge` says then which of two answers is the better one.
     `compile` takes any key of program/config.py beside those that are set here, `gate` those of `GateRules`. Raises
     ConfigError.
     """

@@ -5,16 +5,21 @@
 
 Serving sees by itself who is asked (program/serve/following.py). Both answers of each question stand in
 home/shadow/<release>.jsonl. It is decided on once, at the first look at which there are enough of them: looking again
-until it passes would be many tries. Not handled: a judge's preference, which `compare_shadow` can ask for.
+until it passes would be many tries. Then the config's judge, if it has one, is asked which of two answers is better,
+where they differ: the live release's own judge, within its budget, if its report speaks for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from modules.index_files import read_contracts
+from modules.judge import Judge, JudgeError
 from program.config import refuse_unknown
+from program.evaluate import EvaluationError
 from program.gate.shadow_checks import ShadowRules, compare_shadow
 from program.gate.shadow_log import read_pairs
 from program.gate.shadow_now import InShadow, end_shadow, put_in_shadow
@@ -23,6 +28,7 @@ from program.releases.store import ReleaseStore
 from program.releases.types import Release
 from program.renewal.config import RenewalConfig
 from program.renewal.home import Home
+from program.renewal.judging import open_trusted
 from program.renewal.stages import Stages
 from program.run_retrieval import read_retrieval
 
@@ -34,17 +40,25 @@ def shadow_rules(config: RenewalConfig) -> ShadowRules:
 
 
 def shadow_checks(
-    home: Home, release: Release, rules: ShadowRules, *, beside: str | None = None
+    home: Home,
+    release: Release,
+    rules: ShadowRules,
+    *,
+    beside: str | None = None,
+    judged_by: Callable[[], AbstractContextManager[Judge | None]] = nullcontext,
 ) -> tuple[int, tuple[Check, ...]]:
     """How many questions the release was asked silently, and what compares them, by the contracts of its own index.
 
     With `beside` only those that this release answered then. What it failed on counts wherever it was asked; what it
-    answered of a contract that is gone from its index by now is left out. GateError, StoreError.
+    answered of a contract that is gone from its index by now is left out. A judge is opened, by `judged_by`, only where
+    there are as many as the rules ask for. GateError, StoreError, and what `judged_by` raises.
     """
     texts = {one.contract.id: one.contract.text for one in read_contracts(read_retrieval(release.path).index)}
     pairs = read_pairs(home.shadow / f"{release.id}.jsonl", texts, beside)
     known = [one for one in pairs if one.candidate.error or one.contract_id is None or one.contract_id in texts]
-    return len(known), compare_shadow(known, rules, texts)
+    enough = sum(one.candidate.error is None for one in known) >= rules.min_pairs
+    with judged_by() if enough else nullcontext() as judge:
+        return len(known), compare_shadow(known, rules, texts, judge=judge)
 
 
 def asked_beside(
@@ -73,7 +87,8 @@ def looked_at(home: Home, waiting: InShadow, config: RenewalConfig, now: datetim
 
     "kept": it may go live. "lost": a check failed. "late": `shadow_days` are over and there is too little to tell.
     "gone": another release went live meanwhile, and what was answered beside the one before says nothing. A clock that
-    went back only makes it wait.
+    went back only makes it wait, and so do calls of the judge that fail or are above `judge_calls`: what it said is
+    remembered. A judge that its report does not speak for is not asked, and that is said.
     """
     releases, rules = ReleaseStore.open(home.releases), shadow_rules(config)
     live = releases.live()
@@ -82,10 +97,18 @@ def looked_at(home: Home, waiting: InShadow, config: RenewalConfig, now: datetim
     if live is None or live.id != waiting.beside:
         now_live = "nothing" if live is None else live.id
         return _told("gone", f"{now_live} is live, and it was asked beside {waiting.beside}: renew again")
-    n, checks = shadow_checks(home, releases.get(waiting.release), rules, beside=waiting.beside)
+    judged_by, about = partial(_judge_of, home, config, live), ""
+    told = {"home": home, "release": releases.get(waiting.release), "rules": rules, "beside": waiting.beside}
+    try:
+        n, checks = shadow_checks(**told, judged_by=judged_by)
+    except (JudgeError, EvaluationError) as error:
+        n, checks = shadow_checks(**told)
+        about = f"; not judged: {error}"
+        if isinstance(error, EvaluationError):  # nothing is known of it yet
+            checks = (*checks, Check("shadow_judge", None, None, None, None, (-rules.margin, None), str(error)))
     failed = [check for check in checks if check.passed is False]
     untold = [check for check in checks if check.passed is None]
-    enough = f"{n} of {rules.min_pairs} questions answered beside {waiting.beside}"
+    enough = f"{n} of {rules.min_pairs} questions answered beside {waiting.beside}{about}"
     if n >= rules.min_pairs and (failed or not untold):
         why = "; ".join(check.why for check in failed) or enough
         return _told("lost" if failed else "kept", why, n, checks)
@@ -94,6 +117,16 @@ def looked_at(home: Home, waiting: InShadow, config: RenewalConfig, now: datetim
         why = f"after {config.shadow_days:g} days there are {enough}{rest and f', and {rest}'}"
         return _told("late", f"{why}: serve it more questions, or ask for fewer", n, checks)
     return _told("wait", enough, n, checks)
+
+
+@contextmanager
+def _judge_of(home: Home, config: RenewalConfig, live: Release) -> Iterator[Judge | None]:
+    """The judge of the config, on the live program; None where it has none."""
+    if config.judge is None:
+        yield None
+        return
+    with open_trusted(home, config, live) as (judge, _):
+        yield judge
 
 
 def _told(verdict: str, why: str, n: int = 0, checks: Sequence[Check] = ()) -> dict[str, Any]:

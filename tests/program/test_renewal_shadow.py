@@ -4,12 +4,15 @@ import json
 import os
 import shutil
 import signal
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from corpora.types import Quote
+from modules.judge import JudgeError, Verdict
 from program.config import ConfigError
+from program.evaluate import EvaluationError
 from program.failpoints import VARIABLE
 from program.gate.shadow import ShadowAnswer, ShadowPair
 from program.gate.shadow_log import recorder
@@ -17,6 +20,7 @@ from program.gate.shadow_now import FILE_NAME, InShadow, put_in_shadow, read_sha
 from program.gate.types import GateError
 from program.releases.store import ReleaseStore
 from program.renewal import renew as renewing_module
+from program.renewal import shadowing
 from program.renewal.home import Home, renewals
 from tests.program.releases_fakes import write_run
 from tests.program.test_renewal import Scripted, files, live, made_home, same, told, took  # noqa: F401
@@ -110,6 +114,78 @@ def test_a_release_that_goes_live_meanwhile_ends_it_and_the_candidate_itself_by_
     store = ReleaseStore.open(by_hand / "releases")
     store.promote(store.names()[1], "by hand")
     assert look(by_hand)["outcome"] == "promoted" and live(by_hand) == store.names()[1]
+
+
+class Prefers:
+    """A judge that prefers the answer that holds a word."""
+
+    def __init__(self, word):
+        self.word, self.asked = word, 0
+
+    def compare(self, case, a, b):
+        self.asked += 1
+        return Verdict("A" if self.word in a.answer else "B", None, True, "", "")
+
+
+@pytest.fixture
+def judged(home, monkeypatch):
+    """`judged(judge)` sets the judge of the home's config; an exception is raised in its place."""
+    toml = home / "evergreen.toml"
+
+    def use(judge):
+        @contextmanager
+        def opened(home, config, live):
+            assert config.judge == "likelihood" and live.id.startswith("0001")
+            if isinstance(judge, Exception):
+                raise judge
+            yield judge, "identity"
+
+        if "judge =" not in toml.read_text():
+            toml.write_text(f'judge = "likelihood"\n{toml.read_text()}')
+        monkeypatch.setattr(shadowing, "open_trusted", opened)
+        return judge
+
+    toml.write_text(f"{toml.read_text()}\n[shadow]\nmin_agreement = 0.0\n")
+    return use
+
+
+def answered_about(home, n, says):
+    """`n` questions about `n` contracts: what is judged is told by contract."""
+    ids = ReleaseStore.open(home / "releases").names()
+    record = recorder(home / "shadow" / f"{ids[1]}.jsonl", ids[0])
+    for i in range(n):
+        ours, theirs = (ShadowAnswer(text, True, (), (), 0.5) for text in ("An agreement", says))
+        record(ShadowPair(f"Question {i}?", None, ours, theirs))
+
+
+def test_a_judge_says_once_which_answer_is_better_and_one_who_loses_is_refused(home, judged, tmp_path):
+    better = shutil.copytree(home, tmp_path / "better", symlinks=True)
+    judge = judged(Prefers("agreement"))
+    answered_about(home, 19, "A lease")
+    assert look(home)["outcome"] == "shadow" and judge.asked == 0, "not before there is enough to decide on"
+    answered_about(home, 1, "A lease")
+    outcome = look(home)
+    assert outcome["outcome"] == "refused" and "the live one 20 times" in outcome["why"] and judge.asked == 20
+    other = judged(Prefers("lease"))
+    (better / "evergreen.toml").write_text((home / "evergreen.toml").read_text())
+    answered_about(better, 20, "A lease")
+    assert look(better)["outcome"] == "promoted" and other.asked == 20
+
+
+def test_a_judge_without_a_report_that_speaks_for_it_is_not_asked_and_that_is_said(home, judged):
+    judged(JudgeError("kappa 0.3 is below 0.7"))
+    answered_about(home, 20, "A lease")
+    outcome = look(home)
+    assert outcome["outcome"] == "promoted" and "not judged: kappa 0.3" in outcome["shadow"]["why"]
+
+
+def test_a_judge_whose_calls_fail_is_waited_for(home, judged):
+    judged(EvaluationError("30 of 100 calls failed"))
+    answered_about(home, 20, "A lease")
+    outcome = look(home)
+    assert outcome["outcome"] == "shadow" and "30 of 100 calls failed" in outcome["why"]
+    judged(Prefers("lease"))
+    assert look(home, days=2)["outcome"] == "promoted"
 
 
 POINTS = [f"renew.{stage}.{point}" for stage in ("compared", "promote") for point in ("begin", "made", "kept")]
