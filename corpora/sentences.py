@@ -16,6 +16,7 @@ _ABBREVIATED = re.compile(
     r"Fig|Vol|al|Exh|Para)|(?:^|\s)\d{1,2}(?:\.\d{1,2})*)\.\Z"
 )
 _END = re.compile(r"[.?!;:][\"”')]*(?=\s)|\n[ \t]*(?=\n)|\f")
+_PHRASE_END = re.compile(r"[,;:]\s+|(?=[(\[“])|(?<=\s)(?=\")|(?<=[)\]”])(?=\s)|(?<=[\w.,]\")(?=\s)")
 _NEXT = re.compile(r"\s*[A-Z0-9\"“'(\[•§*\-]|\s*\Z")
 
 
@@ -33,6 +34,21 @@ def sentences(text: str, start: int = 0, end: int | None = None) -> tuple[Span, 
             spans.append(_trimmed(text, begin, stop))
             begin = stop
     spans.append(_trimmed(text, begin, end))
+    return tuple(span for span in spans if span.start < span.end)
+
+
+def phrases(text: str) -> tuple[Span, ...]:
+    """The sentences of `text`, cut further behind commas, semicolons and colons, and around brackets and quotations.
+
+    Names, dates and defined terms are often one of these, or a few neighbouring ones.
+    """
+    spans = []
+    for whole in sentences(text):
+        begin = whole.start
+        for match in _PHRASE_END.finditer(text, whole.start, whole.end):
+            spans.append(_trimmed(text, begin, match.end()))
+            begin = match.end()
+        spans.append(_trimmed(text, begin, whole.end))
     return tuple(span for span in spans if span.start < span.end)
 
 

@@ -10,7 +10,7 @@ from modules.spans import ScoredSpan, SpanFinder, confidences
 
 
 class Extract(dspy.Module):
-    """The sentences of a contract that answer a question, by `retrieve` and the embedder of its index alone.
+    """The sentences, or phrases, of a contract that answer a question, by `retrieve` and its index's embedder alone.
 
     Confidences are those of the settings' SpanModel; without one they are None. Thread-safe: one question at a time is
     embedded.
@@ -25,8 +25,9 @@ class Extract(dspy.Module):
         """`Prediction(spans, confidences, p_answered, passages)`, best span first; errors as `Retrieve` raises them."""
         found = self.retrieve(question=question, contract_id=contract_id)
         query = bare_question(question)
-        spans = self._finders.find(self.retrieve, query, found.passages, self.n_best)
         model = self.retrieve.settings.spans
+        in_phrases = model is not None and query in model.in_phrases
+        spans = self._finders.find(self.retrieve, query, found.passages, self.n_best, in_phrases)
         likely = 0.5 if found.p_answered is None else found.p_answered
         return dspy.Prediction(
             spans=spans,
@@ -44,13 +45,15 @@ class _Finders:
         self._of: tuple[object, bool] | None = None
         self._finder: SpanFinder | None = None
 
-    def find(self, retrieve: Retrieve, query: str, passages: list, n_best: int) -> tuple[ScoredSpan, ...]:
+    def find(
+        self, retrieve: Retrieve, query: str, passages: list, n_best: int, in_phrases: bool
+    ) -> tuple[ScoredSpan, ...]:
         with self._lock:
             index, in_context = retrieve.index, retrieve.settings.sentences_in_context
             if self._finder is None or self._of != (index, in_context):
                 self._of = index, in_context
                 self._finder = SpanFinder(index.embedder, index.embedded_text if in_context else None)
-            return self._finder.find(query, passages, n_best)
+            return self._finder.find(query, passages, n_best, in_phrases=in_phrases)
 
     def __deepcopy__(self, memo: dict) -> "_Finders":
         return self

@@ -75,7 +75,9 @@ def settings_from(given: Mapping[str, Any]) -> RetrievalSettings:
     if model is not None:
         model = AnswerModel(**{**model, "weights": tuple(model["weights"])})
     spans = given.get("spans")
-    return RetrievalSettings(**{**given, "answers": model, "spans": None if spans is None else SpanModel(**spans)})
+    if spans is not None:
+        spans = SpanModel(**{**spans, "in_phrases": tuple(spans.get("in_phrases", ()))})
+    return RetrievalSettings(**{**given, "answers": model, "spans": spans})
 
 
 def write_settings(folder: Path, settings: RetrievalSettings) -> None:

@@ -5,24 +5,27 @@ One real row, for the question about "Governing Law":
     ScoredSpan(Quote("This Agreement shall be governed by ...", contract_id="ashgrove-2019-0007", start=9120, end=9214),
                score=0.66)
 
-Not handled: spans shorter than a sentence (names, dates), and sentences of which only together one answers.
+Questions that less than a sentence answers (names, dates) get phrases instead: `SpanModel.in_phrases` says which.
+
+Not handled: sentences of which only together one answers.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from corpora.sentences import sentences
+from corpora.sentences import phrases, sentences
 from corpora.types import Passage, Quote, Span
 from modules.embedding import Embedder, embed, embed_in_context, pieces_in, unit_vectors
 from modules.grounding import stretches
 
-_MAX_SENTENCES = 3
+_MAX_SENTENCES, _MAX_PHRASES = 3, 4
 _CACHED_TEXTS = 100_000
+Cut = Callable[[str], Sequence[Span]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class SpanModel:
     `score` weighs the cosine, `below_best` how far it is above the question's best (0 or less), `length` the log of the
     span's characters, `answered` the logit of the probability that the contract answers the question at all. A query
     that was not fitted has no offset of its own: some questions are answered by a sentence, others by words of one.
+    The spans of the queries `in_phrases` are runs of phrases, all others' are runs of sentences.
     """
 
     score: float
@@ -48,6 +52,7 @@ class SpanModel:
     answered: float
     offset: float
     by_query: Mapping[str, float] = field(default_factory=dict)
+    in_phrases: tuple[str, ...] = ()
 
 
 class SpanFinder:
@@ -59,21 +64,29 @@ class SpanFinder:
 
     def __init__(self, embedder: Embedder, embedded_text: Callable[[Passage], str] | None = None) -> None:
         self._embedder, self._embedded_text = embedder, embedded_text
-        self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
+        # Of a text by itself, or of its pieces by how it was cut.
+        self._vectors: OrderedDict[str | tuple[str, Cut], np.ndarray] = OrderedDict()
 
-    def find(self, query: str, passages: Sequence[Passage], n_best: int = 20) -> tuple[ScoredSpan, ...]:
+    def find(
+        self, query: str, passages: Sequence[Passage], n_best: int = 20, *, in_phrases: bool = False
+    ) -> tuple[ScoredSpan, ...]:
         """At most `n_best` spans of `passages`, best first, none overlapping another.
 
-        Candidates are sentences, and runs of up to three neighbouring ones; neighbouring passages are read on. A run's
-        vector is the mean of its sentences', weighted by their lengths.
+        Candidates are sentences, and runs of up to three neighbouring ones; neighbouring passages are read on. With
+        `in_phrases` they are runs of up to four phrases (`corpora.sentences`). A run's vector is the mean of those of
+        its parts, weighted by their lengths.
         """
         # Kept are the last ones; what this question needs stays while it is asked.
         while len(self._vectors) > _CACHED_TEXTS:
             self._vectors.popitem(last=False)
-        said = self._alone(passages) if self._embedded_text is None else self._in_context(passages)
+        read, cut = (
+            self._alone if self._embedded_text is None else self._in_context,
+            phrases if in_phrases else sentences,
+        )
+        said = read(passages, cut)
         if not said:
             return ()
-        runs = list(_runs(said))
+        runs = list(_runs(said, _MAX_PHRASES if in_phrases else _MAX_SENTENCES))
         means = np.array([sum(len(one.text) * one.vector_D for one in run) for run in runs])
         scores = unit_vectors(means) @ self._embedded([query])[0]
         texts = {(contract_id, start): text for contract_id, start, text in stretches(passages)}
@@ -90,36 +103,38 @@ class SpanFinder:
                 break
         return tuple(ScoredSpan(quote, score) for quote, score in chosen)
 
-    def _alone(self, passages: Sequence[Passage]) -> list["_Sentence"]:
+    def _alone(self, passages: Sequence[Passage], cut: Cut) -> list["_Piece"]:
         found = [
             (contract_id, offset, Span(offset + span.start, offset + span.end), text[span.start : span.end])
             for contract_id, offset, text in stretches(passages)
-            for span in sentences(text)
+            for span in cut(text)
         ]
         vectors = self._embedded([text for *_, text in found])
         return [
-            _Sentence(contract_id, offset, span.start, span.end, text, vector_D)
+            _Piece(contract_id, offset, span.start, span.end, text, vector_D)
             for (contract_id, offset, span, text), vector_D in zip(found, vectors, strict=True)
         ]
 
-    def _in_context(self, passages: Sequence[Passage]) -> list["_Sentence"]:
+    def _in_context(self, passages: Sequence[Passage], cut: Cut) -> list["_Piece"]:
         passages = sorted(passages, key=lambda p: (p.contract_id, p.start, p.end))
-        places = [sentences(passage.text) for passage in passages]
-        cut = [[passage.text[a.start : a.end] for a in own] for passage, own in zip(passages, places, strict=True)]
+        places = [cut(passage.text) for passage in passages]
+        pieces = [[passage.text[a.start : a.end] for a in own] for passage, own in zip(passages, places, strict=True)]
         texts = [self._embedded_text(passage) for passage in passages]
-        new = {text: pieces_in(text, own) for text, own in zip(texts, cut, strict=True) if text not in self._vectors}
+        keys = [(text, cut) for text in texts]
+        new = {key: pieces_in(key[0], own) for key, own in zip(keys, pieces, strict=True) if key not in self._vectors}
         if new:
-            self._vectors.update(zip(new, embed_in_context(self._embedder, list(new), list(new.values())), strict=True))
+            vectors = embed_in_context(self._embedder, [text for text, _ in new], list(new.values()))
+            self._vectors.update(zip(new, vectors, strict=True))
         offsets = [(key, start, start + len(text)) for key, start, text in stretches(passages)]
-        found: list[_Sentence] = []
-        for passage, text, spans, own in zip(passages, texts, places, cut, strict=True):
-            offset = next(a for key, a, b in offsets if key == passage.contract_id and a <= passage.start < b)
-            for span, said, vector_D in zip(spans, own, self._vectors[text], strict=True):
+        found: list[_Piece] = []
+        for passage, key, spans, own in zip(passages, keys, places, pieces, strict=True):
+            offset = next(a for name, a, b in offsets if name == passage.contract_id and a <= passage.start < b)
+            for span, said, vector_D in zip(spans, own, self._vectors[key], strict=True):
                 start = passage.start + span.start
                 # What passages share is read once, and what the embedder did not read is not there.
                 read_on = not found or found[-1].contract_id != passage.contract_id or start >= found[-1].end
                 if read_on and vector_D.any():
-                    found.append(_Sentence(passage.contract_id, offset, start, start + len(said), said, vector_D))
+                    found.append(_Piece(passage.contract_id, offset, start, start + len(said), said, vector_D))
         return found
 
     def _embedded(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -137,11 +152,15 @@ def confidences(model: SpanModel, query: str, spans: Sequence[ScoredSpan], p_ans
 
 
 def fit_span_model(
-    questions: Sequence[tuple[str, Sequence[ScoredSpan], float, Sequence[bool]]], *, strength: float = 1.0
+    questions: Sequence[tuple[str, Sequence[ScoredSpan], float, Sequence[bool]]],
+    *,
+    in_phrases: Iterable[str] = (),
+    strength: float = 1.0,
 ) -> SpanModel:
     """Ridge logistic regression on (query, spans, p_answered, which of them are right) of each question (Platt 1999).
 
-    `strength` is scikit-learn's C. ValueError where no span was right, or all were: there is nothing to tell apart.
+    `in_phrases` are the queries whose spans are phrases here, `strength` is scikit-learn's C. ValueError where no span
+    was right, or all were: there is nothing to tell apart.
     """
     right = [bool(one) for *_, marks in questions for one in marks]
     if len(set(right)) < 2:
@@ -158,6 +177,7 @@ def fit_span_model(
         *map(float, weights),
         offset=float(fitted.intercept_[0] - weights @ mean),
         by_query={query: float(w) for query, w in zip(known, fitted.coef_[0, len(mean) :], strict=True)},
+        in_phrases=tuple(in_phrases),
     )
 
 
@@ -170,8 +190,8 @@ def _features(spans: Sequence[ScoredSpan], p_answered: float) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Sentence:
-    """A sentence and its vector; `stretch` is where the uncut text begins that it stands in."""
+class _Piece:
+    """A sentence or phrase and its vector; `stretch` is where the uncut text begins that it stands in."""
 
     contract_id: str
     stretch: int
@@ -181,9 +201,9 @@ class _Sentence:
     vector_D: np.ndarray
 
 
-def _runs(said: Sequence[_Sentence]) -> Iterator[Sequence[_Sentence]]:
-    """Every sentence, and every run of a few of one stretch."""
-    for n in range(1, _MAX_SENTENCES + 1):
+def _runs(said: Sequence[_Piece], most: int) -> Iterator[Sequence[_Piece]]:
+    """Every piece, and every run of up to `most` of one stretch."""
+    for n in range(1, most + 1):
         for i in range(len(said) - n + 1):
             first, last = said[i], said[i + n - 1]
             if (first.contract_id, first.stretch) == (last.contract_id, last.stretch):

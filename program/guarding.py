@@ -77,6 +77,11 @@ def read_earlier(config: CompileConfig, incumbent: Incumbent | None, now: Corpus
     return subset(replace(left, labels=kept), {label.question.contract_id for label in kept})
 
 
+def tuner_options(config: CompileConfig) -> dict[str, Any]:
+    """What the adapters of all steps are made with: OSF, whose weights have no rank, goes on as OSF."""
+    return {"tuner": "osf"} if config.guard == "osf" else {"rank": config.rank, "alpha": 2 * config.rank}
+
+
 def _learnt(run: Run) -> list[Corpus]:
     """The labels that one run was trained on, read from where they stood then."""
     parts = []

@@ -23,7 +23,7 @@ from optimizers.row_shapes import RowShapes
 from optimizers.stock import on_own_lm
 from program.config import CompileConfig, ConfigError
 from program.evaluate import score_program
-from program.guarding import check_guard, guarded, recipe_guard
+from program.guarding import check_guard, guarded, recipe_guard, tuner_options
 from program.metrics import review_metric
 from program.pairs.checks import gold_check
 from program.teacher import teaches
@@ -113,9 +113,7 @@ def build_optimizers(
     retriever = RetrieverTune(retrieval, EmbedderSettings(seed=config.seed, progress=progress))
     again = {
         "score": mean_score(config.threads), "adapter": adapter, "num_threads": config.threads,
-        "train_kwargs": {
-            "rank": config.rank, "alpha": 2 * config.rank, "seed": config.seed, "batch_size": config.batch_size,
-        },
+        "train_kwargs": tuner_options(config) | {"seed": config.seed, "batch_size": config.batch_size},
     }  # fmt: skip
     alignment = PreferenceTune(
         preferences, method=config.preference_method, rounds=config.preference_rounds, seed=config.seed,

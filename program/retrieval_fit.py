@@ -28,6 +28,10 @@ LEXICAL_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 RRF_CONSTANTS = (5.0, 10.0, 20.0, 60.0)
 # Of the share of gold characters that k passages hold, fewer passages may lose so much.
 _K_LOSS = 0.01
+# So much higher, by one over their places, right spans have to stand among phrases.
+_PHRASE_GAIN = 0.02
+# Spans of one question, and how likely it is answered.
+Found = tuple[Sequence[ScoredSpan], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +111,25 @@ def fit_extraction(
     """The settings of `retrieve` with the spans' confidences fitted, and CUAD's AUPR on these questions, 0 to 1.
 
     A span is right where it matches a gold one as CUAD counts it. Sentences are read alone or in their passages,
-    whichever of `in_context` scores higher. ValueError where no span is right, or all are.
+    whichever of `in_context` scores higher; of each question's spans, sentences or phrases, those are taken among which
+    the right ones stand higher. ValueError where no span is right, or all are.
     """
     tried = []
+    queries = [bare_question(example.question) for example in examples]
+    # Confidences play no part in what is found.
+    phrased = SpanModel(1.0, 0.0, 0.0, 0.0, 0.0, in_phrases=tuple(dict.fromkeys(queries)))
     for one in in_context:
         settings = replace(retrieve.settings, sentences_in_context=one, spans=None)
-        found = _extracted(Extract(Retrieve(retrieve.index, settings=settings)), examples)
-        model = _span_model(found, examples)
+        whole, phrases = (
+            _extracted(Extract(Retrieve(retrieve.index, settings=replace(settings, spans=model))), examples)
+            for model in (None, phrased)
+        )
+        chosen = _better_in_phrases(queries, whole, phrases, examples)
+        found = [
+            one_phrased if query in chosen else one_whole
+            for query, one_whole, one_phrased in zip(queries, whole, phrases, strict=True)
+        ]
+        model = _span_model(found, examples, chosen)
         extractions = [
             extraction(example, spans, confidences(model, bare_question(example.question), spans, likely))
             for example, (spans, likely) in zip(examples, found, strict=True)
@@ -129,19 +145,43 @@ def extraction(example: dspy.Example, spans: Sequence[ScoredSpan], stated: Seque
     return Extraction(tuple(example.quotes), tuple(zip(texts, stated, strict=True)), example.category == "Parties")
 
 
-def _extracted(extract: Extract, examples: Sequence[dspy.Example]) -> list[tuple[Sequence[ScoredSpan], float]]:
+def _extracted(extract: Extract, examples: Sequence[dspy.Example]) -> list[Found]:
     """Each question's spans, and how likely it is answered."""
     found = [extract(question=example.question, contract_id=example.contract_id) for example in examples]
     return [(one.spans, 0.5 if one.p_answered is None else one.p_answered) for one in found]
 
 
-def _span_model(found: Sequence[tuple[Sequence[ScoredSpan], float]], examples: Sequence[dspy.Example]) -> SpanModel:
+def _better_in_phrases(
+    queries: Sequence[str], whole: Sequence[Found], phrases: Sequence[Found], examples: Sequence[dspy.Example]
+) -> list[str]:
+    """The queries whose gold spans stand clearly higher among phrases, by the mean of one over their places.
+
+    The mean is over one question more than there are, of no difference, so that a single one weighs half.
+    """
+    gains: dict[str, list[float]] = {}
+    for query, *both, example in zip(queries, whole, phrases, examples, strict=True):
+        if example.quotes:
+            sentence, phrase = (float(np.mean(_one_over_place(spans, example))) for spans, _ in both)
+            gains.setdefault(query, []).append(phrase - sentence)
+    return sorted(query for query, own in gains.items() if sum(own) / (len(own) + 1) > _PHRASE_GAIN)
+
+
+def _one_over_place(spans: Sequence[ScoredSpan], example: dspy.Example) -> list[float]:
+    """Of each gold span one over the place, from 1, of the first span that matches it; 0 where none does."""
+    matches_P_G = _matches(spans, example)
+    return [float(1 / (1 + column.argmax())) if column.any() else 0.0 for column in matches_P_G.T]
+
+
+def _matches(spans: Sequence[ScoredSpan], example: dspy.Example) -> np.ndarray:
+    return cuad_matches([span.quote.text for span in spans], example.quotes, parties=example.category == "Parties")
+
+
+def _span_model(found: Sequence[Found], examples: Sequence[dspy.Example], in_phrases: Sequence[str]) -> SpanModel:
     questions = []
     for (spans, likely), example in zip(found, examples, strict=True):
-        texts = [span.quote.text for span in spans]
-        right = cuad_matches(texts, example.quotes, parties=example.category == "Parties").any(axis=1)
+        right = _matches(spans, example).any(axis=1)
         questions.append((bare_question(example.question), spans, likely, right.tolist()))
-    return fit_span_model(questions)
+    return fit_span_model(questions, in_phrases=in_phrases)
 
 
 def _ranked(index: PassageIndex, asked: Asked, settings: RetrievalSettings) -> list[Passage]:

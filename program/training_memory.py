@@ -17,6 +17,7 @@ import dspy
 from modules.signatures import NOT_FOUND, join_quotes, number_passages
 from program.config import CompileConfig
 from program.contract_review import ContractReview
+from program.guarding import tuner_options
 
 GIB = 2**30
 _PROMPTS = 32
@@ -46,10 +47,7 @@ def training_memory(
     if not steps & _TRAINS or not examples or not hasattr(lm.provider, "dry_run"):
         return None
     prompts = [_prompt(program, example, adapter) for example in examples[:: max(1, len(examples) // _PROMPTS)]]
-    kwargs = {
-        "rank": config.rank, "alpha": 2 * config.rank, "seed": config.seed, "batch_size": config.batch_size,
-        "progress": False,
-    }  # fmt: skip
+    kwargs = tuner_options(config) | {"seed": config.seed, "batch_size": config.batch_size, "progress": False}
     methods = (["sft"] if steps & {"s", "d"} else []) + ([config.preference_method] if "a" in steps else [])
     told = [
         lm.provider.dry_run(lm.model, [_row(method, *one, number) for number, one in enumerate(prompts)], given)

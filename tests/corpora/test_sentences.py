@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from corpora.sentences import sentences, token_places
+from corpora.sentences import phrases, sentences, token_places
 
 
 def texts(text, *where):
@@ -48,3 +48,13 @@ def test_tokens_of_a_piece_are_those_that_begin_in_it():
     # [CLS] at 0-0, three words, [SEP]; the last piece is behind what was read.
     offsets = np.array([(0, 0), (0, 4), (5, 9), (10, 12), (0, 0)])
     assert token_places(offsets, [(0, 9), (10, 12), (13, 20)]) == [(1, 3), (3, 4), (0, 0)]
+
+
+def test_phrases_end_at_commas_brackets_and_quotations():
+    text = 'This "Supply Agreement" (the "Deal"), made on May 1, 2019, ends; then it renews. No. 5 stays.'
+    found = [text[span.start : span.end] for span in phrases(text)]
+    assert found == [
+        "This", '"Supply Agreement"', "(the", '"Deal"),', "made on May 1,", "2019,", "ends;", "then it renews.",
+        "No. 5 stays.",
+    ]  # fmt: skip
+    assert phrases("") == () and "".join("".join(found).split()) == "".join(text.split())

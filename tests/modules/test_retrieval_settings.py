@@ -11,7 +11,7 @@ from modules.spans import SpanModel
 def test_settings_come_back_and_absent_ones_are_the_defaults(tmp_path):
     assert read_settings(tmp_path) == RetrievalSettings()
     answers = AnswerModel((1.0, 0.5, 0.0, 0.1, 2.0), -1.0, {"Term": 0.5}, 0.2)
-    spans = SpanModel(9.0, 1.0, 0.1, 0.5, -3.0)
+    spans = SpanModel(9.0, 1.0, 0.1, 0.5, -3.0, {"Term": 0.5}, in_phrases=("Term",))
     settings = RetrievalSettings(k=6, fusion="sum", lexical_weight=0.25, answers=answers, spans=spans)
     write_settings(tmp_path, settings)
     assert read_settings(tmp_path) == settings

@@ -105,3 +105,18 @@ def test_a_sentence_behind_what_the_embedder_reads_is_not_found():
     finder = SpanFinder(load_embedder(), lambda passage: folded(passage.text))
     found = finder.find("the buyer pays fees", [Passage("c:0", "c", 0, len(text), text)])
     assert found and all("Buyer" not in span.quote.text for span in found)
+
+
+def test_phrases_are_found_where_a_question_wants_less_than_a_sentence(word_embedder):
+    text = "This Agreement, made on March 3, 2019 (the Effective Date), binds the parties."
+    passage = Passage("c:0", "c", 0, len(text), text)
+    finder = SpanFinder(word_embedder)
+    (whole,) = finder.find("made on march 3 2019", [passage])
+    (first, *others) = finder.find("made on march 3 2019", [passage], in_phrases=True)
+    assert whole.quote.text == text and first.quote.text == "made on March 3, 2019"
+    assert first.score > whole.score and others
+    assert all(text[s.quote.start : s.quote.end] == s.quote.text for s in (first, *others))
+    inside = SpanFinder(load_embedder(), lambda one: folded(one.text))
+    for query, in_phrases in (("date", True), ("date", False), ("date", True)):  # each cut keeps its own vectors
+        found = inside.find(query, [passage], in_phrases=in_phrases)
+        assert (found[0].quote.text == text) != in_phrases

@@ -302,6 +302,18 @@ def test_the_other_guards_make_whole_runs(first, renew, tmp_path):
     run, _ = renew(guard="kl", out=str(tmp_path / "held"))
     (training,) = (run / "training").glob("*/training.json")
     assert _json(training)["settings"]["kl_beta"] > 0
+    plain, _ = renew(out=str(tmp_path / "plain"))
+    run, _ = renew(guard="low_rate", out=str(tmp_path / "low"))
+    rates = [_json(*(each / "training").glob("*/training.json"))["settings"]["learning_rate"] for each in (plain, run)]
+    assert rates[1] == pytest.approx(0.2 * rates[0])
+
+
+def test_osf_goes_on_from_osf(first, renew, tmp_path):
+    config = replace(first.config, guard="osf", out=str(tmp_path / "one"))
+    one = QUIET(config, say=_silent).path
+    run, _ = renew(start_from=str(one), guard="osf", out=str(tmp_path / "osf"))
+    (training,) = (run / "training").glob("*/training.json")
+    assert _json(training)["settings"]["tuner"] == "osf" and _json(training)["parent"] == _adapter(one)
 
 
 def test_a_guard_is_made_anew_for_each_compile_of_its_step(monkeypatch):
