@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import psutil
@@ -45,11 +46,11 @@ def nearest_exactly(vectors: np.ndarray, queries: np.ndarray) -> list[set[int]]:
     return [set(np.argpartition(-(vectors @ query), K)[:K].tolist()) for query in queries]
 
 
-def fill(folder: Path, n: int, servers: list[str]) -> float:
+def fill(folder: Path, name: str, n: int, servers: list[str]) -> float:
     """Put `n` vectors into a store; the seconds that took."""
     vectors = vectors_of(n, seed=0)
     passages = [Passage(str(i), f"c{i // PASSAGES_A_CONTRACT}", 0, 1, "") for i in range(n)]
-    store = open_store(folder, f"scale-{n}", servers)
+    store = open_store(folder, name, servers)
     began = time.perf_counter()
     for i in range(0, n, BATCH):
         store.add(passages[i : i + BATCH], vectors[i : i + BATCH])
@@ -67,13 +68,13 @@ def measure(n: int, servers: list[str]) -> None:
     wanted = nearest_exactly(vectors, queries)
     del vectors
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "chroma"
+        folder, name = Path(scratch) / "chroma", f"scale-{uuid4().hex}"  # a server may have one from before
         # In a process of its own: what filling took and gave back is not what asking takes.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
-            added_s = other.submit(fill, folder, n, servers).result()
+            added_s = other.submit(fill, folder, name, n, servers).result()
         gc.collect()
         before_mib = held_mib()
-        store = open_store(folder, f"scale-{n}", servers)
+        store = open_store(folder, name, servers)
         list(store.nearest(queries[0], K))  # the index is read from the disk with the first question
         seconds, hits = [], []
         for query in queries:
@@ -87,6 +88,8 @@ def measure(n: int, servers: list[str]) -> None:
         disk_mib = sum(path.stat().st_size for path in Path(scratch).rglob("*") if path.is_file()) / 2**20
         cells = (f"{n:,}", f"{n / added_s:,.0f}", f"{p50:.1f}", f"{p99:.1f}", f"{recall:.3f}")
         print(f"| {' | '.join(cells)} | {used_mib:,.0f} | {disk_mib:,.0f} |", flush=True)
+        if servers:
+            store.delete_contracts(sorted({f"c{i // PASSAGES_A_CONTRACT}" for i in range(n)}))
         store.close()
 
 

@@ -6,7 +6,8 @@
 Contracts of one house are split: labels for fine-tuning come from the first, choices are made on the next, then come
 those whose answers are rated, and those that are scored on. The judge is the tuned model itself (likelihood), measured
 on labels of the contracts that choices are made on, and may train only if its report says so; people know the labels
-and are wrong in a tenth of the cases. Intervals are 95%, from a bootstrap over contracts.
+and are wrong in a tenth of the cases. "Contrasted" is people's feedback, answers that they call good paired with
+samples that contradict them. Intervals are 95%, from a bootstrap over contracts.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from program.feedback.store import FeedbackStore
 from program.judging.cases import cases_for
 from program.judging.report import judge_report, kappa_text
 from program.judging.trust import MIN_KAPPA, TrustedJudge
+from program.pairs.contrast import Contrasted
 from program.pairs.from_feedback import FeedbackPreferences
 from program.pairs.rollouts import JudgedRollouts
 from program.pairs.simulate import SimulatedPerson, simulate
@@ -57,6 +59,8 @@ ARMS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
     "dpo, both": ("dpo", "both", 1, {}),
     "orpo, people": ("orpo", "people", 1, {}),
     "orpo, both": ("orpo", "both", 1, {}),
+    "dpo, contrasted": ("dpo", "contrasted", 1, {}),
+    "orpo, contrasted": ("orpo", "contrasted", 1, {}),
     "kto, people": ("kto", "people", 1, {}),
     "kto, both": ("kto", "both", 1, {}),
     "online dpo, judge": ("dpo", "judge", 3, {"max_steps": 30}),
@@ -137,6 +141,7 @@ class Bench:
         rate = {} if self.args.rate is None else {"learning_rate": self.args.rate}
         tune = PreferenceTune(
             method=method, score=mean_score(64), rounds=rounds, adapter=build_adapter(), num_threads=32,
+            max_kl=self.args.max_kl,
             train_kwargs=self.training | rate | {"epochs": self.args.preference_epochs} | changes, seed=self.args.seed,
         )  # fmt: skip
         source = sources[ARMS[arm][1]]
@@ -186,7 +191,7 @@ def one_seed(bench: Bench) -> dict[str, Any]:
     trusted, told["judge"] = bench.judge(program)
     print(f"judge: kappa with gold {kappa_text(told['judge']['gold']['kappa'])}", flush=True)
     people = bench.people(program)
-    sources: dict[str, Any] = {"people": people}
+    sources: dict[str, Any] = {"people": people, "contrasted": Contrasted(people, build_adapter(), threads=32)}
     if trusted is not None:
         by_judge = JudgedRollouts(trusted, n=4, questions=args.judged, threads=32, seed=args.seed)
         sources |= {"judge": by_judge, "both": Both(people, by_judge)}
@@ -246,6 +251,7 @@ def main() -> None:
     parser.add_argument("--min-kappa", type=float, default=MIN_KAPPA, help="of a judge that may train")
     parser.add_argument("--preference-epochs", type=float, default=3)
     parser.add_argument("--rate", type=float, help="learning rate of the preference methods; default: each one's own")
+    parser.add_argument("--max-kl", type=float, default=0.5, help="nats per token from what was fine-tuned")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="a folder for the index and adapters, to keep")

@@ -8,6 +8,8 @@ import hashlib
 import heapq
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -24,6 +26,8 @@ _HNSW = {"hnsw": {"space": "cosine", "ef_construction": 200, "ef_search": 400, "
 # SQLite takes 32,766 variables in a statement.
 _MAX_IDS = 10_000
 _PORT = 8000
+# Of each server, by all threads together.
+_CALLS_AT_ONCE = 8
 
 
 class VectorStore(Protocol):
@@ -119,7 +123,7 @@ class _Collection:
 
     def nearest(self, vector_D: np.ndarray, n: int) -> Iterator[tuple[str, str, float]]:
         found = self._collection.query(
-            query_embeddings=[vector_D], n_results=max(1, min(n, len(self))), include=["metadatas", "distances"]
+            query_embeddings=[vector_D], n_results=max(1, n), include=["metadatas", "distances"]
         )
         for passage_id, metadata, distance in zip(
             found["ids"][0], found["metadatas"][0], found["distances"][0], strict=True
@@ -128,12 +132,14 @@ class _Collection:
 
 
 class _Shards:
-    """Several stores as one, each contract in one of them."""
+    """Several stores as one, each contract in one of them; all are asked at once."""
 
     def __init__(self, shards: Sequence[_Collection]) -> None:
         self._shards = shards
+        self._asking = ThreadPoolExecutor(_CALLS_AT_ONCE * len(shards), "shards")
 
     def close(self) -> None:
+        self._asking.shutdown()
         for shard in self._shards:
             shard.close()
 
@@ -142,9 +148,12 @@ class _Shards:
 
     def add(self, passages: Sequence[Passage], vectors_P_D: np.ndarray) -> None:
         homes = np.array([self._home(passage.contract_id) for passage in passages])
-        for home in np.unique(homes):
+
+        def put(home: int) -> None:
             chosen = np.flatnonzero(homes == home)
             self._shards[home].add([passages[i] for i in chosen], vectors_P_D[chosen])
+
+        list(self._asking.map(put, np.unique(homes)))
 
     def delete(self, passage_ids: Sequence[str]) -> None:
         for shard in self._shards:  # an id does not tell its contract
@@ -161,8 +170,8 @@ class _Shards:
         return self._shards[self._home(contract_id)].of_contract(contract_id)
 
     def nearest(self, vector_D: np.ndarray, n: int) -> Iterator[tuple[str, str, float]]:
-        found = (hit for shard in self._shards if len(shard) for hit in shard.nearest(vector_D, n))
-        yield from heapq.nlargest(n, found, key=lambda hit: hit[2])
+        found = self._asking.map(lambda shard: list(shard.nearest(vector_D, n)), self._shards)
+        yield from heapq.nlargest(n, chain.from_iterable(found), key=lambda hit: hit[2])
 
     def _home(self, contract_id: str) -> int:
         return int(hashlib.sha256(contract_id.encode()).hexdigest(), 16) % len(self._shards)
