@@ -41,8 +41,11 @@ class CompileConfig:
     contracts too and learns from what it trusts, in up to `label_rounds` rounds; `labeller` is a litellm model that
     labels in the place of the model itself. A step a learns from `feedback`, the store that `evergreen serve` keeps,
     and from pairs of a `judge` (likelihood, compare, pairwise, points, or a litellm model) whose report speaks for it,
-    by `preference_method` (dpo, orpo, kto or cpo), in `preference_rounds` rounds. `varied_rows` is the share of a step
-    s's rows that are not the served prompt: a third each in other words, behind a demonstration, and as conversations.
+    by `preference_method` (dpo, orpo, kto or cpo), in `preference_rounds` rounds; up to `preference_contrast` samples
+    are drawn for each answer that people called good, and the first that contradicts it is rejected in a pair (0:
+    none); `preference_max_kl` bounds how far a round may go, in nats per token (None: without). `varied_rows` is the
+    share of a step s's rows that are not the served prompt: a third each in other words, behind a demonstration, and as
+    conversations.
 
     `start_from` is a complete run, whose program (prompts, weights, retrieval) is compiled on, in the place of the
     plain base. `guard` keeps a step s from unlearning what the program could do before it (GUARDS); the replays draw
@@ -75,6 +78,8 @@ class CompileConfig:
     judge: str | None = None
     preference_method: str = "dpo"
     preference_rounds: int = 1
+    preference_contrast: int = 0
+    preference_max_kl: float | None = 0.5
     start_from: str | None = None
     guard: str = "none"
     earlier: str | None = None
@@ -168,7 +173,9 @@ def _check(config: CompileConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
-    for name in ("sft_epochs", "learning_rate"):
+    if config.preference_contrast < 0:
+        raise ConfigError(f"preference_contrast is {config.preference_contrast}; it is samples a question: 0 or more")
+    for name in ("sft_epochs", "learning_rate", "preference_max_kl"):
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"{name} is {value}; it must be a finite number above 0")

@@ -117,6 +117,7 @@ def build_optimizers(
     }  # fmt: skip
     alignment = PreferenceTune(
         preferences, method=config.preference_method, rounds=config.preference_rounds, seed=config.seed,
+        max_kl=config.preference_max_kl,
         out=None if preferences is None else preferences.folder, check=check, **again,
     )  # fmt: skip
     distillation = SelfDistill(metric=teaches, **again)

@@ -13,6 +13,7 @@ from corpora.splits import Split, nearly_among
 from corpora.types import Contract, Corpus
 from modules.degenerate import Guarded
 from modules.judge import JudgeError
+from optimizers.preference import Preferences
 from optimizers.preference_types import Preference
 from program.config import CompileConfig
 from program.contract_review import ContractReview
@@ -21,6 +22,7 @@ from program.judging.cases import cases_for
 from program.judging.kinds import make_judge
 from program.judging.report import judge_report, write_judge_report
 from program.judging.trust import TrustedJudge
+from program.pairs.contrast import Contrasted
 from program.pairs.from_feedback import FeedbackPreferences
 from program.pairs.rollouts import JudgedRollouts
 
@@ -39,7 +41,7 @@ class RecipePreferences:
 
     choosing: Corpus
     folder: Path
-    feedback: FeedbackPreferences | None = None
+    feedback: Preferences | None = None
     judge: str | None = None
     apart: frozenset[str] = frozenset()
     threads: int = 32
@@ -93,6 +95,10 @@ def recipe_preferences(
     held_out = Corpus("held out", split.val.contracts + split.test.contracts, ())
     with FeedbackStore.open(config.feedback) as store:
         made.feedback, made.apart = FeedbackPreferences(store, adapter), contracts_apart(store, held_out)
+        if config.preference_contrast:
+            made.feedback = Contrasted(
+                made.feedback, adapter, samples=config.preference_contrast, threads=config.threads
+            )
         yield made
 
 

@@ -20,6 +20,8 @@ from program.examples import to_examples
 from program.feedback.store import FeedbackStore
 from program.feedback.types import Said
 from program.pairs import sources
+from program.pairs.contrast import Contrasted
+from program.pairs.from_feedback import FeedbackPreferences
 from program.pairs.sources import RecipePreferences, contracts_apart, recipe_preferences
 from program.pairs.texts import review_text
 
@@ -72,6 +74,19 @@ def test_contracts_that_are_nearly_held_out_are_apart(setting, tmp_path):
         program.reviewer = Reviewer()
         groups = {one.group for one in preferences.make(program, [], [], 1)}
     assert groups == {contract.id for contract in split.train.contracts}
+
+
+def test_good_answers_are_contrasted_where_the_config_says_so(setting, tmp_path):
+    config, split = setting
+    with recipe_preferences(config, split, tmp_path, build_adapter()) as preferences:
+        assert isinstance(preferences.feedback, FeedbackPreferences)
+    config = replace(config, preference_contrast=3)
+    with recipe_preferences(config, split, tmp_path, build_adapter()) as preferences:
+        assert (preferences.feedback.samples, preferences.feedback.threads) == (3, config.threads)
+        assert isinstance(preferences.feedback, Contrasted)
+    for wrong in ({"preference_contrast": -1}, {"preference_max_kl": 0.0}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            replace(config, **wrong)
 
 
 class Judge:
