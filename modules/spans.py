@@ -79,11 +79,8 @@ class SpanFinder:
         # Kept are the last ones; what this question needs stays while it is asked.
         while len(self._vectors) > _CACHED_TEXTS:
             self._vectors.popitem(last=False)
-        read, cut = (
-            self._alone if self._embedded_text is None else self._in_context,
-            phrases if in_phrases else sentences,
-        )
-        said = read(passages, cut)
+        cut = phrases if in_phrases else sentences
+        said = self._alone(passages, cut) if self._embedded_text is None else self._in_context(passages, cut)
         if not said:
             return ()
         runs = list(_runs(said, _MAX_PHRASES if in_phrases else _MAX_SENTENCES))
