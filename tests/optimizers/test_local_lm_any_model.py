@@ -46,10 +46,11 @@ def ask(lm, text, **config):
 def generated(weights, chat, max_tokens):
     """What transformers' own `generate` says to a chat, without the token that ends it."""
     ids = torch.tensor([encode_prompt(weights, chat)])
-    out = weights.model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False,
-        eos_token_id=sorted(weights.stop_ids), pad_token_id=sorted(weights.stop_ids)[0],
-    )  # fmt: skip
+    with weights.lock:  # the last batch may have answered, and not have ended yet
+        out = weights.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False,
+            eos_token_id=sorted(weights.stop_ids), pad_token_id=sorted(weights.stop_ids)[0],
+        )  # fmt: skip
     return [token for token in out[0, ids.shape[1] :].tolist() if token not in weights.stop_ids]
 
 
@@ -76,7 +77,7 @@ def test_score_is_the_sum_of_a_plain_forwards_log_probabilities(model):
     expected = []
     for word in words:
         ids = encode_completion(model.weights, CHAT, word, with_end=False)
-        with torch.inference_mode():
+        with model.weights.lock, torch.inference_mode():
             logps = model.weights.model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
         expected.append(sum(logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(ids)))
     assert model.lm.engine.score(CHAT, words) == pytest.approx(expected, abs=1e-3)

@@ -47,9 +47,10 @@ def ask(lm, text, system=SYSTEM, **config):
 def plain_ids(lm, request):
     weights = lm.engine.weights
     ids = torch.tensor([encode_prompt(weights, request_chat(request))])
-    out = weights.model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.config.max_tokens, do_sample=False
-    )
+    with weights.lock:  # the last batch may have answered, and not have ended yet
+        out = weights.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.config.max_tokens, do_sample=False
+        )
     new = out[0, ids.shape[1] :].tolist()
     return [token for token in new if token not in weights.stop_ids]
 
@@ -66,7 +67,8 @@ def test_greedy_tokens_are_those_of_generate_alone_batched_and_without_prefix(ki
     engine.prefixes.clear()
     rows = [Row(tuple(encode_prompt(weights, request_chat(r))), 24) for r in requests]
     for store in (engine.prefixes, None):
-        outputs = decode(weights.model, weights.tokenizer, rows, weights.stop_ids, store, None)
+        with weights.lock:
+            outputs = decode(weights.model, weights.tokenizer, rows, weights.stop_ids, store, None)
         assert [output.ids for output in outputs] == expected
     assert len(engine.prefixes.entries) == 1
 
@@ -135,7 +137,8 @@ def test_a_model_that_shares_no_prefix_is_decoded_over_the_usual_cache(lm, monke
     monkeypatch.setattr(batches, "shares_prefix", lambda model: False)
     rows = [Row(tuple(encode_prompt(lm.engine.weights, request_chat(r))), 24) for r in requests]
     weights = lm.engine.weights
-    outputs = decode(weights.model, weights.tokenizer, rows, weights.stop_ids, lm.engine.prefixes, None)
+    with weights.lock:
+        outputs = decode(weights.model, weights.tokenizer, rows, weights.stop_ids, lm.engine.prefixes, None)
     assert [output.ids for output in outputs] == expected
 
 
@@ -193,7 +196,7 @@ def test_logprobs_fill_the_prediction_and_are_those_of_a_plain_forward(lm):
     weights = lm.engine.weights
     prompt = encode_prompt(weights, request_chat(ask(lm, "score me")))
     said = [token.token_id for token in response.logprobs]
-    with torch.inference_mode():
+    with weights.lock, torch.inference_mode():
         logits = weights.model(torch.tensor([prompt + said])).logits[0]
     expected = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(-1, torch.tensor(said)[:, None])[:, 0]
     assert torch.allclose(torch.tensor([t.logprob for t in response.logprobs]), expected, atol=1e-4)
@@ -209,7 +212,7 @@ def test_score_is_the_sum_of_the_completions_token_logprobs(lm):
     expected = []
     for word in words:
         ids = weights.tokenizer(word)["input_ids"]
-        with torch.inference_mode():
+        with weights.lock, torch.inference_mode():
             logps = weights.model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
         expected.append(sum(logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(ids)))
     assert lm.engine.score(chat, words) == pytest.approx(expected, abs=1e-3)
