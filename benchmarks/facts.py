@@ -24,6 +24,7 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from benchmarks.self_instruct import write
 from corpora.synthetic import write_corpus
 from corpora.synthetic.facts import FactQuestion, fact_questions
 from modules.embedder import load_embedder
@@ -68,6 +69,7 @@ class Bench:
             corpus.contracts, folder=work / "index", embedder=load_embedder(), max_chars=600
         )
         self.lm = local_lm(args.lm, work_dir=work / "lm", max_tokens=64)
+        self.program = ContractReview(self.index, 4)
         self.training = {"seed": args.seed, "batch_size": 8, "rank": 16, "alpha": 32, "progress": False}
 
     def tuned(self, arm: str) -> tuple[dspy.LM, dict[str, Any]]:
@@ -99,8 +101,7 @@ class Bench:
 
     def _opened(self, example: dspy.Example) -> list[dict[str, Any]]:
         """The question with the passages of its contract that answer it best, as the reviewer is served them."""
-        program = ContractReview(self.index, 4)
-        passages = program.retrieve(question=example.question, contract_id=example.contract_id).passages
+        passages = self.program.retrieve(question=example.question, contract_id=example.contract_id).passages
         inputs = {"passages": number_passages([one.text for one in passages]), "question": example.question}
         return self.adapter.format(ReviewPassages, [], inputs)
 
@@ -116,7 +117,7 @@ class Bench:
 
     def scored(self, lm: dspy.LM) -> dict[str, list[dict[str, Any]]]:
         """Marks closed book and with retrieval over all contracts."""
-        program = ContractReview(self.index, 4)
+        program = self.program.deepcopy()
         program.set_lm(lm)
         ways = {"closed book": ask_closed_book(lm), "with retrieval": ask_with(program)}
         with dspy.context(adapter=self.adapter):
@@ -175,9 +176,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         result = run(args, args.work or Path(scratch))
-    if args.out:
-        result["arguments"] = {key: str(value) for key, value in vars(args).items()}
-        args.out.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    write(args, result)
     show([result])
 
 

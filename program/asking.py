@@ -69,13 +69,13 @@ def ask_all(
     return results
 
 
-def resampled(program: dspy.Module, sample: int) -> dspy.Module:
-    """A copy of the program whose LMs give another sample: at temperature 0.7 or their own, past DSPy's cache."""
+def resampled(program: dspy.Module, sample: int, temperature: float | None = None) -> dspy.Module:
+    """A copy of the program whose LMs give another sample, past DSPy's cache: at `temperature`, theirs, or 0.7."""
     other = program.deepcopy()
     for predictor in other.predictors():
         lm = predictor.lm or dspy.settings.lm
-        temperature = lm.kwargs.get("temperature") or RETRY_TEMPERATURE
-        predictor.lm = lm.copy(rollout_id=sample, temperature=temperature)
+        heat = temperature if temperature is not None else lm.kwargs.get("temperature") or RETRY_TEMPERATURE
+        predictor.lm = lm.copy(rollout_id=sample, temperature=heat)
     return other
 
 

@@ -121,8 +121,8 @@ def fit_extraction(
     for one in in_context:
         settings = replace(retrieve.settings, sentences_in_context=one, spans=None)
         whole, phrases = (
-            _extracted(Extract(Retrieve(retrieve.index, settings=replace(settings, spans=model))), examples)
-            for model in (None, phrased)
+            _extracted(Extract(Retrieve(retrieve.index, settings=replace(settings, spans=way))), examples)
+            for way in (None, phrased)
         )
         chosen = _better_in_phrases(queries, whole, phrases, examples)
         found = [
@@ -131,8 +131,8 @@ def fit_extraction(
         ]
         model = _span_model(found, examples, chosen)
         extractions = [
-            extraction(example, spans, confidences(model, bare_question(example.question), spans, likely))
-            for example, (spans, likely) in zip(examples, found, strict=True)
+            extraction(example, spans, confidences(model, query, spans, likely))
+            for query, example, (spans, likely) in zip(queries, examples, found, strict=True)
         ]
         score = float(aupr(threshold_counts(extractions).sum(axis=0)))
         tried.append((replace(settings, spans=model), score))

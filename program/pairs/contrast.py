@@ -65,10 +65,7 @@ class Contrasted:
         self, program: dspy.Module, good: Sequence[Preference], sample: int, counts: Counter[str]
     ) -> list[str | None]:
         """For each good answer what a sample says instead; None where it says no other, or nothing that can be read."""
-        other = resampled(program, sample)
-        for predictor in other.predictors():
-            predictor.lm = predictor.lm.copy(temperature=self.temperature)
-        predictors = other.predictors()
+        predictors = resampled(program, sample, self.temperature).predictors()
 
         def ask(one: Preference) -> tuple[str | None, Exception | None]:
             try:

@@ -67,10 +67,7 @@ class IndexContracts(Mapping[str, Contract]):
 
 def sample_of(program: dspy.Module, number: int) -> dspy.Module:
     """A copy of the program that says another sample, at a temperature of 1: people choose where answers differ."""
-    other = resampled(program, number)
-    for predictor in other.predictors():
-        predictor.lm = predictor.lm.copy(temperature=SAMPLE_TEMPERATURE)
-    return other
+    return resampled(program, number, SAMPLE_TEMPERATURE)
 
 
 class Session:
