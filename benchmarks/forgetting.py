@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--kl-budget", type=float, default=0.05, help="nats per token")
     parser.add_argument("--low-factor", type=float, default=0.2)
     parser.add_argument("--merge", type=float, default=0.5, help="the tuned adapter's share")
+    parser.add_argument("--k", type=int, default=4, help="passages")
     parser.add_argument("--lm", default="evergreen-base")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="two houses and few questions: whether it runs")

@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -17,9 +17,9 @@ from corpora.types import Corpus
 from modules.embedder import load_embedder
 from modules.retriever import PassageIndex
 from optimizers.distill import SDFT_PAPER, SelfDistill
-from optimizers.distill_demonstrations import answer_text, demonstrate, serving_prompt
+from optimizers.distill_demonstrations import answer_text, demonstrate
 from optimizers.guard_zoo import SkillZoo, known, nearest_centroid
-from optimizers.guards import finetune_guarded, guard_from
+from optimizers.guards import finetune_guarded
 from optimizers.local_lm import local_lm
 from optimizers.local_lm.prompts import encode_prompt
 from optimizers.preference import Preference, PreferenceTune
@@ -32,6 +32,7 @@ from program.examples import sample_examples, to_examples
 from program.forgetting.abilities import draw_items, score_items
 from program.forgetting.skills import Mark, marks_of
 from program.forgetting.suite import kl_from_base
+from program.guarding import label_rows, review_guard
 from program.recipes import mean_score
 from program.teacher import LabelTeacher, teaches
 
@@ -100,7 +101,7 @@ class Bench:
         """A method's state before its first round, with adapters of its own: one is named by its content, and another
         method's of the same content would cost nothing."""
         self.lm = local_lm(self.args.lm, work_dir=self.work / "lm" / word, max_tokens=192, logprobs=True)
-        self.base = ContractReview(self.index, 4)
+        self.base = ContractReview(self.index, self.args.k)
         self.base.set_lm(self.lm)
         return Method(word, self.base)
 
@@ -133,18 +134,7 @@ class Bench:
 
     def label_rows(self, program: dspy.Module, examples: list[dspy.Example]) -> list[dict[str, Any]]:
         """The labels as conversations under the program's own prompts."""
-        teacher = LabelTeacher(self.index, examples)
-        shown = demonstrate(program, examples, teacher, self.adapter, metric=teaches, threads=THREADS).shown
-        return [
-            {
-                "messages": [
-                    *serving_prompt(program, one, self.adapter),
-                    {"role": "assistant", "content": answer_text(program, one, self.adapter)},
-                ],
-                "group": one.example.contract_id,
-            }
-            for one in shown
-        ]
+        return label_rows(program, examples, self.adapter, threads=THREADS)
 
     # -- methods
 
@@ -190,18 +180,16 @@ class Bench:
 
     def _guard(self, method: Method, i: int) -> Any:
         args = self.args
-        earlier = [example for house in (self.known, *self.houses[:i]) for example in house.train]
-        options: dict[str, Callable[[], dict[str, Any]]] = {
-            "replay_self": lambda: {"prompts": [r["messages"][:-1] for r in self.label_rows(method.program, earlier)],
-                                    "n": args.replay, "seed": args.seed},
-            "replay_labels": lambda: {"earlier": self.label_rows(method.program, earlier), "share": args.replay_share,
-                                      "seed": args.seed},
-            "kl": lambda: {"beta": args.kl_beta},
-            "low_rate": lambda: {"factor": args.low_factor, "kl_budget": args.kl_budget, "seed": args.seed},
-            "merge": lambda: {"weight": args.merge},
-        }  # fmt: skip
+        options: dict[str, dict[str, Any]] = {
+            "replay_self": {"n": args.replay, "seed": args.seed},
+            "replay_labels": {"share": args.replay_share, "seed": args.seed},
+            "kl": {"beta": args.kl_beta},
+            "low_rate": {"factor": args.low_factor, "kl_budget": args.kl_budget, "seed": args.seed},
+            "merge": {"weight": args.merge},
+        }
         word = {"sft": "none", "zoo_oracle": "zoo", "zoo_nearest": "zoo"}.get(method.word, method.word)
-        return guard_from(word, **options.get(word, dict)())
+        earlier = [example for house in (self.known, *self.houses[:i]) for example in house.train]
+        return review_guard(word, method.program, earlier, self.adapter, threads=THREADS, **options.get(word, {}))
 
     def _route(self, method: Method) -> Any:
         learnt = {KNOWN, *method.lms}
