@@ -153,14 +153,20 @@ class Bench:
         """`renew` with the labels of all months so far, told what the drift watch found; CPU seconds."""
         write_cuad(joined([one.labels for one in self.year.months[:month]]), self.home.path / "corpus.json")
         write_cuad(self.year.months[month - 1].frozen, self.home.path / "frozen.json")
-        args = self.args
+        args, own = self.args, ""
+        if args.own_rows:
+            write_cuad(self._asked_lately(month), self.home.path / "contracts.json")
+            own = f"[compile.label_settings]\nanswered = 0\nmax_rows = {args.own_rows}\n"
         self.home.path.joinpath("evergreen.toml").write_text(
             f'corpus = "corpus.json"\nfrozen = "frozen.json"\nfirst_recipe = "s"\nrecipe = "s"\nseed = {args.seed}\n'
-            f"labels_min = {args.labels_min}\nevery_days = 36500\n"
+            f"labels_min = {args.labels_min}\ncontracts_min = 1_000_000\nevery_days = 36500\n"
+            "drift_days = 85\n"
+            + ('contracts = "contracts.json"\n' if own else "")
+            + f"[gate]\ndetectable = {args.detectable}\ndiscordance = 0.3\nmax_decisions = {args.max_decisions}\n"
+            f"max_latency_ratio = {args.latency}\n"
             f"[compile]\nk_passages = {args.k}\nsft_epochs = {float(args.epochs)}\nbatch_size = {args.batch}\n"
             f"max_tokens = 192\nmax_train_questions = {args.max_rows}\nmax_val_questions = {args.val}\n"
-            f"[gate]\ndetectable = {args.detectable}\ndiscordance = 0.3\nmax_decisions = {args.max_decisions}\n"
-            f"max_latency_ratio = {args.latency}\n"
+            f"label_rounds = 1\n{own}"
         )
         now = BEGIN + timedelta(days=DAYS * month)
         alarms = [one for one in reports(self.home) if one["alarm"] and one["at"] > (now.timestamp() - DAYS * 86_400)]
@@ -168,6 +174,15 @@ class Bench:
         began = time.process_time()
         renew(self.home.path, cause=cause, say=lambda line: say(f"  {line}"), now=lambda: now)
         return time.process_time() - began
+
+    def _asked_lately(self, month: int) -> Corpus:
+        """The contracts that came in during the last `--own-months`, which nobody has labelled."""
+        asked = {
+            one.contract_id
+            for told in self.year.months[max(0, month - self.args.own_months) : month]
+            for one in told.asked
+        }
+        return Corpus("asked", tuple(one for one in self.year.contracts if one.id in asked), ())
 
     def watched(self, rows: list[dict[str, Any]], month: int, live: str) -> float:
         """`watch`, once a month: what was killed behind it does not go back in time."""
@@ -272,6 +287,10 @@ def main() -> None:
     parser.add_argument("--frozen", type=int, default=14, help="contracts of each house that the gate decides on")
     parser.add_argument("--gate", type=int, default=240, help="questions about them, as far as there are such")
     parser.add_argument("--labels-min", type=int, default=120, help="new labels that set off a renewal")
+    parser.add_argument(
+        "--own-rows", type=int, default=0, help="labels that Evergreen carries over by itself to contracts that came in"
+    )
+    parser.add_argument("--own-months", type=int, default=4, help="the months whose contracts those are")
     parser.add_argument("--detectable", type=float, default=0.15)
     parser.add_argument("--max-decisions", type=int, default=6)
     parser.add_argument(

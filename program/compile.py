@@ -31,7 +31,7 @@ from program.examples import sample_examples, to_examples
 from program.failpoints import reach
 from program.guarding import read_earlier
 from program.incumbent import Incumbent, check_incumbent, load_incumbent, read_incumbent
-from program.label_settings import LabelSettings
+from program.label_settings import label_settings
 from program.pairs.sources import recipe_preferences
 from program.provenance import data_record, version_record
 from program.recipes import PROMPT_CANDIDATES, Questions, Stage, check_recipe, chosen, run_recipe
@@ -74,13 +74,14 @@ def compile(
 
     It starts from the plain base, or from the program of the run `config.start_from`, which is the stage "base" then.
     Scores are taken on contracts that neither the optimizers nor the choice between stages has seen. `say` gets a line
-    at each turn (default: standard error). Raises ConfigError, CorpusError, ModelError, TrainingError, RunError,
-    EvaluationError, and BudgetError where the estimate is above `max_minutes`, or above `max_memory_gib` of the memory
-    that is trained in: the GPU's where there is CUDA, else the machine's.
+    at each turn (default: standard error). Raises ConfigError, LabelingError, CorpusError, ModelError, TrainingError,
+    RunError, EvaluationError, and BudgetError where the estimate is above `max_minutes`, or above `max_memory_gib` of
+    the memory that is trained in: the GPU's where there is CUDA, else the machine's.
     """
     say = say or (lambda line: print(line, file=sys.stderr))
     began = time.perf_counter()
     check_recipe(config)
+    labelling = label_settings(config.label_settings, seed=config.seed)
     refuse_if_taken(Path(config.out).absolute(), overwrite)
     incumbent = None if config.start_from is None else read_incumbent(config.start_from, say)
     if incumbent is not None:
@@ -131,8 +132,7 @@ def compile(
                 teacher.set_lm(lm)
                 labels = None
                 if store is not None:
-                    settings = LabelSettings(seed=config.seed)
-                    labels = SelfInstruct(store, settings, remote(config.labeller), config.threads, progress)
+                    labels = SelfInstruct(store, labelling, remote(config.labeller), config.threads, progress)
                 n_train, n_val = len(questions.train), len(questions.val)
                 say(f"compiling {config.recipe!r} on {n_train} questions, choosing on {n_val}")
                 stages = run_recipe(
@@ -255,7 +255,7 @@ def estimate(program: ContractReview, config: CompileConfig, questions: Question
     if questions.unlabelled:
         # Each round labels, scores on the validation questions, after each epoch too, and trains on at most max_rows
         # labels, as many near misses, and people's.
-        settings, rounds = LabelSettings(), steps.count("s") * config.label_rounds
+        settings, rounds = label_settings(config.label_settings), steps.count("s") * config.label_rounds
         scoring += rounds * (settings.answered + (2 + math.ceil(config.sft_epochs)) * len(questions.val))
         rows += rounds * (2 * settings.max_rows + len(questions.train))
     seconds = per_call_s * (scoring + prompts + 2 * rows * config.sft_epochs)

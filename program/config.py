@@ -11,7 +11,7 @@ import re
 import tomllib
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -38,8 +38,9 @@ class CompileConfig:
     everything where None; `learning_rate` None is the tuner's own for the model's width; `threads` is how many
     questions are in flight; `quantize` is auto (nf4 for a large model on CUDA), nf4 or none; `max_tokens` bounds one
     completion. With `unlabelled`, a CUADv1-format file or a library of `evergreen index`, a step s labels those
-    contracts too and learns from what it trusts, in up to `label_rounds` rounds; `labeller` is a litellm model that
-    labels in the place of the model itself. A step a learns from `feedback`, the store that `evergreen serve` keeps,
+    contracts too and learns from what it trusts, in up to `label_rounds` rounds, as `label_settings` (a table
+    of keys of program/label_settings.py) says; `labeller` is a litellm model that labels in the place of the model
+    itself. A step a learns from `feedback`, the store that `evergreen serve` keeps,
     and from pairs of a `judge` (likelihood, compare, pairwise, points, or a litellm model) whose report speaks for it,
     by `preference_method` (dpo, orpo, kto or cpo), in `preference_rounds` rounds; up to `preference_contrast` samples
     are drawn for each answer that people called good, and the first that contradicts it is rejected in a pair (0:
@@ -74,6 +75,7 @@ class CompileConfig:
     unlabelled: str | None = None
     labeller: str | None = None
     label_rounds: int = 2
+    label_settings: dict[str, Any] = field(default_factory=dict)
     feedback: str | None = None
     judge: str | None = None
     preference_method: str = "dpo"

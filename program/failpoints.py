@@ -56,6 +56,7 @@ NAMES |= {
     "index.swap.built": "the new index stands beside the old one, and nothing retrieves from it",
     "index.swap.taken": "the candidate retrieves from it, and what is live from the old one",
     "gate.decided": "the decision is written, and its page is not",
+    "refresh.carried": "the live program stands beside itself with a new index, and is not live with it yet",
     "promote.live": "the release is live, and what it learnt is not frozen yet",
     "serve.swap.opened": "the release that went live is open beside the one that answers, program and index",
     "serve.swap.moved": "it answers, and the one before is still open",
@@ -65,7 +66,7 @@ _STAGE = {
     "made": "it is done, and its result is not on the disk yet",
     "kept": "its result is on the disk",
 }
-STAGES = tuple("inputs plan candidate skills latency gate release shadow compared promote quarantine".split())
+STAGES = tuple("inputs plan candidate skills latency gate release shadow compared promote quarantine refresh".split())
 NAMES |= {f"renew.{stage}.{point}": told for stage in STAGES for point, told in _STAGE.items()}
 
 _reached: Counter[str] = Counter()

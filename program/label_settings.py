@@ -3,10 +3,13 @@
 One real row: `LabelSettings(answered=600, written=200, samples=5, filters=("verbatim", "confidence", "quota"))`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from modules.signatures import WRITE_TASKS
 from program.asking import LabelingError
+from program.config import refuse_unknown
 
 FILTERS = (
     "verbatim", "plausible", "pii", "novelty", "contradiction", "confidence", "agreement", "round trip", "judge",
@@ -62,3 +65,13 @@ class LabelSettings:
             raise LabelingError(f"samples is {self.samples!r}; agreement needs 1 or more, or leave that filter out")
         if self.pii not in ("keep", "drop", "mask"):
             raise LabelingError(f'pii is {self.pii!r}; it must be "keep", "drop" or "mask"')
+
+
+def label_settings(given: Mapping[str, Any], *, seed: int = 0) -> LabelSettings:
+    """The settings of a table of keys, as a config has them; ConfigError for another key, LabelingError for a value."""
+    refuse_unknown(given, LabelSettings)
+    told = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    try:
+        return LabelSettings(**{"seed": seed} | told)
+    except TypeError as error:
+        raise LabelingError(f"label_settings {dict(given)} has a value of another type ({error})") from error

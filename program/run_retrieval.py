@@ -37,13 +37,14 @@ class RunRetrieval:
 
     def open(self) -> PassageIndex:
         """The run's own index; StoreError, EmbedderError."""
-        return PassageIndex.open(self.index, self._embedder())
+        return PassageIndex.open(self.index, self.embed_with())
 
     def build(self, contracts: Iterable[Contract], folder: Path) -> PassageIndex:
         """Other contracts, cut and embedded as the run's are."""
-        return PassageIndex.build(contracts, folder=folder, embedder=self._embedder(), **self.cut)
+        return PassageIndex.build(contracts, folder=folder, embedder=self.embed_with(), **self.cut)
 
-    def _embedder(self) -> Any:
+    def embed_with(self) -> Embedder:
+        """The run's own embedder, loaded; EmbedderError."""
         return load_embedder(None if self.embedder is None else str(self.embedder))
 
 

@@ -29,9 +29,10 @@ class RenewalConfig:
 
     `first_recipe` makes the first release, `recipe` re-tunes weights later; where drift says that the corpus or the
     questions changed, cheaper steps are taken first (plan.py). `labels_min` new labelled questions, `feedback_min` new
-    events, `contracts_min` new contracts and `every_days` set off a renewal (None: never by that). `check_hours` is how
-    often `watch` looks. `max_minutes` and `max_memory_gib` (of the GPU where there is CUDA, else of the machine) bound
-    what a renewal is estimated to take, `max_calls` the calls of the model that is paid for (`labeller`).
+    events, `contracts_min` new contracts and `every_days` set off a renewal (None: never by that). Drift does at once;
+    where a renewal for it promoted nothing, drift of that kind sets off the next after `drift_days`. `check_hours` is
+    how often `watch` looks. `max_minutes` and `max_memory_gib` (of the GPU where there is CUDA, else of the machine)
+    bound what a renewal is estimated to take, `max_calls` the calls of the model that is paid for (`labeller`).
 
     With `judge` (a name of program/judging/kinds.py, or a litellm model) a sample of what is answered is judged for the
     drift watch, at most `judge_calls` answers a look, by as many new calls.
@@ -54,6 +55,7 @@ class RenewalConfig:
     feedback_min: int | None = 50
     contracts_min: int | None = 20
     every_days: float | None = 90.0
+    drift_days: float = 30.0
     check_hours: float = 24.0
     max_minutes: float | None = None
     max_memory_gib: float | None = None
@@ -76,6 +78,7 @@ class RenewalConfig:
             "contracts_min",
             "max_calls",
             "every_days",
+            "drift_days",
             "check_hours",
             "max_minutes",
             "max_memory_gib",

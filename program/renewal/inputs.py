@@ -4,6 +4,7 @@ A resumed renewal sees the same: labels are copied without those in quarantine, 
 pseudonyms stay those of the people. The library is not copied; its contracts are listed by their hashes.
 """
 
+import json
 import os
 import shutil
 import sqlite3
@@ -18,6 +19,7 @@ from corpora.types import Contract
 from program.feedback.people import salt_path
 from program.feedback.store import FeedbackStore
 from program.releases.store import ReleaseStore
+from program.releases.types import Release
 from program.renewal.config import RenewalConfig
 from program.renewal.home import Home, renewals
 from program.renewal.labelled import count_new, read_trusted, snapshot
@@ -29,9 +31,9 @@ def look(home: Home, config: RenewalConfig, drifted: tuple[str, str] | None = No
     """What there is now, beside what the last renewal that ended had taken."""
     last = next((told for told in reversed(renewals(home)) if "inputs" in told), None)
     then = last["inputs"] if last else {}
-    labelled = read_trusted(config.corpus, home.path)
+    labelled, live = read_trusted(config.corpus, home.path), ReleaseStore.open(home.releases).live()
     return Seen(
-        released=ReleaseStore.open(home.releases).live() is not None,
+        released=live is not None,
         labels=count_new(labelled, then.get("labelled", {}).values()),
         feedback=count_events(home.feedback),
         feedback_then=then.get("feedback", 0),
@@ -39,7 +41,25 @@ def look(home: Home, config: RenewalConfig, drifted: tuple[str, str] | None = No
         contracts_then=frozenset(then.get("contracts", ())),
         renewed=datetime.fromisoformat(then["at"]) if then else None,
         drifted=drifted,
+        drift_tried=None if drifted is None or live is None else _drift_tried(home, drifted[0], lived_as(live)),
     )
+
+
+def lived_as(release: Release) -> frozenset[str]:
+    """The ids under which a release's program went live: its own, its parent's that it refreshes, and the first one's
+    (refreshing.py)."""
+    lineage = release.manifest["lineage"]
+    return frozenset((release.id, *((lineage["refreshes"], *release.parents) if "refreshes" in lineage else ())))
+
+
+def _drift_tried(home: Home, kind: str, live: frozenset[str]) -> datetime | None:
+    """When the last renewal for this kind of drift that started from what is live took its inputs."""
+    for told in reversed(renewals(home)):
+        if told.get("inputs", {}).get("live") in live:
+            begun = json.loads((home.renewals / told["id"] / "begun.json").read_text(encoding="utf-8"))
+            if begun["cause"] and begun["cause"][0] == kind:
+                return datetime.fromisoformat(told["inputs"]["at"])
+    return None
 
 
 def take(home: Home, config: RenewalConfig, folder: Path, now: datetime) -> dict[str, Any]:

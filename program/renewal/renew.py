@@ -1,5 +1,5 @@
 """One renewal: inputs, plan, candidate, skills, latency, gate, release, shadow, compared, promote; each stage kept, so
-that a killed one goes on.
+that a killed one goes on. One that promotes nothing ends with "refresh": new contracts are indexed all the same.
 
     home/renewals/0003/  stages/*.json  feedback.db  calls/  candidate/ (a run)  decision.json  gate.html  outcome.json
 
@@ -42,6 +42,7 @@ from program.renewal.home import Home, RenewalError, renewals, renewing
 from program.renewal.inputs import look, take
 from program.renewal.labelled import FILE_NAME, harm, set_apart
 from program.renewal.plan import Plan, make_plan
+from program.renewal.refreshing import refresh
 from program.renewal.shadowing import asked_beside, shadow_rules
 from program.renewal.stages import Stages
 from program.renewal.timing import side_by_side
@@ -302,6 +303,12 @@ class _Renewal:
                 self.suite.add(name, corpus, marks, release=release, labelled_by="person")
 
     def _end(self, outcome: str, told: dict[str, Any], why: str) -> dict[str, Any]:
+        live = told.get("inputs", {}).get("live")
+        if outcome not in ("promoted", "failed") and live is not None and self.config.contracts is not None:
+            refreshed = self.stages.run("refresh", lambda: refresh(self.home, self.config, self.folder, live))
+            if refreshed:
+                told["refreshed"] = refreshed
+                why += f"; {refreshed['contracts']} new contracts are in the index of {refreshed['release']}, live now"
         seconds = self.stages.seconds()
         end_shadow(self.home.shadow, told.get("release", ""))
         ended = {"outcome": outcome, "why": why, **told, "seconds": seconds}

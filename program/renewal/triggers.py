@@ -21,7 +21,8 @@ class Seen:
     """What there is now, and what there was when the last renewal took its inputs (0 and None before the first).
 
     `labels` counts labelled questions that are new since then.
-    `renewed` is when that was, UTC; `drifted` what the drift monitor says is the cause (program/drift), with its words.
+    `renewed` is when that was, UTC; `drifted` what the drift monitor says is the cause (program/drift), with its words;
+    `drift_tried` when the last renewal for that kind of drift took its inputs, if the same release is live since then.
     """
 
     released: bool
@@ -32,6 +33,7 @@ class Seen:
     contracts_then: frozenset[str] = frozenset()
     renewed: datetime | None = None
     drifted: tuple[str, str] | None = None
+    drift_tried: datetime | None = None
 
 
 def due(seen: Seen, config: RenewalConfig, now: datetime, by_hand: str = "") -> list[Trigger]:
@@ -41,7 +43,8 @@ def due(seen: Seen, config: RenewalConfig, now: datetime, by_hand: str = "") -> 
         found.append(Trigger("hand", by_hand))
     if not seen.released and seen.renewed is None:
         return [*found, Trigger("first", "no release is live yet")]
-    if seen.drifted is not None:
+    tried = seen.drift_tried is not None and now - seen.drift_tried < timedelta(days=config.drift_days)
+    if seen.drifted is not None and not tried:
         found.append(Trigger("drift", seen.drifted[1]))
     if config.labels_min is not None and seen.labels >= config.labels_min:
         found.append(Trigger("labels", f"{seen.labels} new labelled questions, {config.labels_min} are enough"))

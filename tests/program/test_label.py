@@ -96,13 +96,14 @@ def test_a_compile_run_labels_for_itself(files, tmp_path, tiny_model, small_conf
     config = small_config(
         files / "people.json", tiny_model(), tmp_path / "run",
         recipe="s", unlabelled=str(files / "deals.json"), label_rounds=1,
+        label_settings={"filters": ["verbatim"]},
     )  # fmt: skip
     said = []
     result = compile(config, progress=False, say=said.append)
     assert any(line.startswith("labelling, round 1: ") for line in said)
     assert read_run(result.path).status == "complete"
     (report,) = json.loads((result.path / "labels.json").read_text(encoding="utf-8"))
-    assert report["round"] == 1 and report["kept"]
+    assert report["round"] == 1 and report["kept"] and [name for name, *_ in report["funnel"]] == ["verbatim"]
     with LabelStore.open(result.path / "labels.db") as store:
         assert len(list(store.records("synthetic"))) == sum(report["kept"].values())
         assert store.contracts("test") and store.contracts("val")

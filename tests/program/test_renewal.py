@@ -148,6 +148,21 @@ def test_a_candidate_that_is_no_better_is_not_promoted_and_its_labels_do_not_wai
     assert outcome["outcome"] == "refused" and "quarantine" not in outcome and read_quarantine(home) == {}
 
 
+def test_drift_that_lasts_is_not_renewed_for_at_each_look(home):
+    began = datetime.now(UTC)
+    told(home, Scripted(0.9), now=lambda: began)
+    corpus, model = ("corpus", "passages moved"), ("model", "confidence fell")
+
+    def after(days, cause, right=0.4):
+        script = Scripted(right, days)
+        return told(home, script, cause=cause, now=lambda: began + timedelta(days=days))
+
+    assert after(2, corpus)["outcome"] == "refused" and after(3, corpus) is None
+    assert after(4, model)["outcome"] == "refused", "that is another one"
+    assert after(5, corpus) is None and after(33, corpus, 0.95)["outcome"] == "promoted"
+    assert after(34, corpus)["reasons"] == ["passages moved"], "another release, another reference"
+
+
 def test_on_too_few_questions_nothing_is_decided(home):
     text = (home / "evergreen.toml").read_text().replace("detectable = 0.2", "detectable = 0.01")
     (home / "evergreen.toml").write_text(text)
@@ -185,7 +200,7 @@ def uninterrupted(files, tmp_path_factory):
 
 # A stage begins where the one before is kept.
 @pytest.mark.parametrize("point", ["made", "kept"])
-@pytest.mark.parametrize("stage", [one for one in STAGES if one not in ("quarantine", "shadow", "compared")])
+@pytest.mark.parametrize("stage", [one for one in STAGES if one not in ("quarantine", "shadow", "compared", "refresh")])
 def test_killed_anywhere_it_goes_on_and_ends_as_if_it_had_not_been(home, uninterrupted, stage, point):
     expected = uninterrupted
     killed_at(f"renew.{stage}.{point}", lambda: told(home, Scripted(0.9)))

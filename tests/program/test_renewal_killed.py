@@ -152,6 +152,7 @@ def test_there_are_forty_named_places_and_more():
     rooms_ = {name.split(".")[0] for name in NAMES}
     assert len(NAMES) >= 40 and rooms_ == {
         "release",
+        "refresh",
         "label",
         "train",
         "run",

@@ -35,6 +35,13 @@ def test_nothing_new_sets_nothing_off_and_each_reason_does():
     assert kinds(Seen(released=True, renewed=LATELY, drifted=("model", "confidence fell"))) == ["drift"]
 
 
+def test_drift_that_goes_on_behind_a_renewal_for_it_waits_for_the_next():
+    drifted = {"released": True, "renewed": LATELY, "drifted": ("model", "confidence fell")}
+    assert kinds(Seen(**drifted, drift_tried=NOW - timedelta(days=29))) == []
+    assert kinds(Seen(**drifted, drift_tried=NOW - timedelta(days=29), labels=100)) == ["labels"]
+    assert kinds(Seen(**drifted, drift_tried=NOW - timedelta(days=30))) == ["drift"]
+
+
 def test_a_first_candidate_that_was_refused_is_not_made_again_without_a_reason():
     assert kinds(Seen(released=False, renewed=LATELY)) == []
 

@@ -16,9 +16,10 @@ from modules.label_filters import apply_filters
 from modules.signatures import NOT_FOUND
 from program import self_instruct
 from program.asking import LabelingError
+from program.config import ConfigError
 from program.contract_review import ContractReview
 from program.examples import to_examples
-from program.label_settings import FILTERS, LabelSettings
+from program.label_settings import FILTERS, LabelSettings, label_settings
 from program.proposals import Proposed
 from program.self_instruct import SelfInstruct, human_label, near_miss, only
 from program.teacher import teaches
@@ -606,6 +607,16 @@ def test_settings_that_cannot_be_are_refused(wrong, told):
     with pytest.raises(LabelingError, match=told):
         LabelSettings(**wrong)
     assert LabelSettings(samples=0).filters  # which does not ask for agreement
+
+
+def test_a_table_of_settings_is_read_and_one_that_is_none_is_refused():
+    told = label_settings({"answered": 0, "filters": ["verbatim", "quota"]}, seed=3)
+    assert told == LabelSettings(answered=0, filters=("verbatim", "quota"), seed=3)
+    assert label_settings({"seed": 4}, seed=3).seed == 4
+    with pytest.raises(ConfigError, match="'answred'; did you mean 'answered'"):
+        label_settings({"answred": 0})
+    with pytest.raises(LabelingError, match="of another type"):
+        label_settings({"answered": "none"})
 
 
 def test_human_labels_are_those_of_the_examples(world):
