@@ -165,8 +165,8 @@ class Bench:
             + f"[gate]\ndetectable = {args.detectable}\ndiscordance = 0.3\nmax_decisions = {args.max_decisions}\n"
             f"max_latency_ratio = {args.latency}\n"
             f"[compile]\nk_passages = {args.k}\nsft_epochs = {float(args.epochs)}\nbatch_size = {args.batch}\n"
-            f"max_tokens = 192\nmax_train_questions = {args.max_rows}\nmax_val_questions = {args.val}\n"
-            f"label_rounds = 1\n{own}"
+            f"max_tokens = 192\nmax_train_questions = {args.evergreen_rows or args.max_rows}\n"
+            f"max_val_questions = {args.val}\nlabel_rounds = 1\n{own}"
         )
         now = BEGIN + timedelta(days=DAYS * month)
         alarms = [one for one in reports(self.home) if one["alarm"] and one["at"] > (now.timestamp() - DAYS * 86_400)]
@@ -300,6 +300,9 @@ def main() -> None:
         help="times the incumbent's: of so small a base's an adapter alone takes half as much again",
     )
     parser.add_argument("--max-rows", type=int, default=200, help="rows of one training")
+    parser.add_argument(
+        "--evergreen-rows", type=int, help="the same of a renewal, which takes what is new first (default: as many)"
+    )
     parser.add_argument("--val", type=int, default=100, help="questions that a renewal chooses on")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--epochs", type=float, default=2)
