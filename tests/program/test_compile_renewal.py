@@ -308,6 +308,20 @@ def test_the_other_guards_make_whole_runs(first, renew, tmp_path):
     assert rates[1] == pytest.approx(0.2 * rates[0])
 
 
+def test_answers_of_its_own_to_earlier_questions_are_replayed(first, monkeypatch, tmp_path):
+    # A random model's answers never end; the bundled one's do.
+    monkeypatch.setattr(compile_module, "chosen", lambda stages: stages[-1])
+    config = replace(
+        first.config, corpus=str(first.folder / "new.json"), earlier=str(first.folder / "old.json"),
+        lm="evergreen-base", guard="replay_self", max_tokens=128, out=str(tmp_path / "replayed"),
+    )  # fmt: skip
+    run = QUIET(config, say=_silent).path
+    (line,) = [one for one in (run / "compile.log").read_text().splitlines() if "guarded: Guarded(" in one]
+    own, extra = (int(line.partition(f"{name}=")[2].partition(",")[0]) for name in ("n_rows", "n_extra"))
+    (training,) = (run / "training").glob("*/training.json")
+    assert "ReplaySelf" in line and extra > own > 0 and _json(training)["rows"] == own + extra
+
+
 def test_osf_goes_on_from_osf(first, renew, tmp_path):
     config = replace(first.config, guard="osf", out=str(tmp_path / "one"))
     one = QUIET(config, say=_silent).path
