@@ -12,13 +12,15 @@ base's general abilities. A method starts each round from what its last one gave
 
 import argparse
 import json
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import dspy
+import matplotlib.pyplot as plt
 
 from benchmarks.forgetting_methods import KNOWN, METHODS, Bench
 from program.base_model.train import HELD_BACK
@@ -26,6 +28,7 @@ from program.forgetting.abilities import ABILITIES
 from program.forgetting.matrix import forgetting_figures
 from program.forgetting.report import report_lines, write_forgetting_report
 from program.forgetting.skills import Mark
+from program.intervals import paired_interval
 from program.report import interval_text
 
 
@@ -75,6 +78,25 @@ def figures_of(results: Sequence[dict[str, Any]], word: str) -> dict[str, Any]:
     return figures | {"new_task": sum(cells) / len(cells), "earlier_tasks": sum(old) / len(old), "n_seeds": len(runs)}
 
 
+def new_task_against(results: Sequence[dict[str, Any]], before: str, after: str) -> str:
+    """Points by which `after` has learnt every house, when it was its turn, better than `before`, with the interval."""
+    sides, contracts = ([], []), []
+    for result in results:
+        if not {before, after} <= set(result["methods"]):
+            continue
+        for i, house in enumerate(result["houses"]):
+            marks = [
+                {one["question_id"]: one for one in result["methods"][word]["rounds"][i + 1] if one["skill"] == house}
+                for word in (before, after)
+            ]
+            both = sorted(marks[0].keys() & marks[1].keys())
+            for side, told in zip(sides, marks, strict=True):
+                side.extend(told[key]["right"] for key in both)
+            contracts += [f"{result['seed']}/{marks[0][key]['contract_id']}" for key in both]
+    found = paired_interval(*sides, contracts)
+    return f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
 def _of(mark: dict[str, Any], seed: int) -> Mark:
     return Mark(**{**mark, **{key: f"{seed}/{mark[key]}" for key in ("question_id", "contract_id")}})
 
@@ -84,10 +106,12 @@ def show(results: Sequence[dict[str, Any]], out: Path | None) -> None:
     words = list(dict.fromkeys(word for result in results for word in result["methods"]))
     told = {word: figures_of(results, word) for word in words}
     of = told.get("sft", told[words[0]])
-    columns = "method | new task | earlier tasks | average | backward transfer | forgetting | KL | FLOPs x | time x"
-    print(f"\n| {columns} |\n|{'---|' * 9}")
+    columns = "method | new task | against sft | earlier tasks | average | backward transfer | forgetting"
+    columns += " | KL | FLOPs x | time x"
+    print(f"\n| {columns} |\n|{'---|' * 10}")
     for word, one in told.items():
-        cells = [word, f"{100 * one['new_task']:.1f}", f"{100 * one['earlier_tasks']:.1f}"]
+        against = new_task_against(results, "sft", word) if "sft" in told else ""
+        cells = [word, f"{100 * one['new_task']:.1f}", against, f"{100 * one['earlier_tasks']:.1f}"]
         cells += [interval_text(one[key]) for key in ("average_accuracy", "backward_transfer", "forgetting")]
         cells += [
             f"{one['kl']['mean']:.3f}",
@@ -105,6 +129,32 @@ def show(results: Sequence[dict[str, Any]], out: Path | None) -> None:
         print("\n".join(note for result in results for note in result["methods"].get(word, {"notes": []})["notes"]))
         if out:
             write_forgetting_report(out.with_suffix("") / word, one, names=names)
+    if out:
+        plot(told, names, out.with_suffix(".svg"))
+
+
+def plot(told: Mapping[str, dict[str, Any]], names: Sequence[str], path: Path) -> None:
+    """Review scores over the rounds, a panel a method and a line a skill, dashed before the skill is learnt."""
+    columns = min(4, len(told))
+    rows = math.ceil(len(told) / columns)
+    figure, panels = plt.subplots(
+        rows, columns, sharex=True, sharey=True, squeeze=False, figsize=(3 * columns, 2.6 * rows)
+    )
+    for axes in panels.flat[len(told) :]:
+        axes.axis("off")
+    for axes, (word, one) in zip(panels.flat, told.items(), strict=False):
+        axes.set_title(word, fontsize=10)
+        for i, skill in enumerate((KNOWN, *names[1:])):
+            scores = [100 * row[i]["mean"] for row in one["matrix"]]
+            (line,) = axes.plot(range(i, len(names)), scores[i:], marker="o", markersize=3, label=skill)
+            axes.plot(range(i + 1), scores[: i + 1], linestyle=":", color=line.get_color())
+        axes.set_xticks(range(len(names)), names, rotation=30, fontsize=7)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("exact match, %")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -138,7 +188,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two houses and few questions: whether it runs")
     parser.add_argument("--work", type=Path, help="a folder for the index and adapters, to keep")
     parser.add_argument("--pool", type=Path, nargs="+", help="files that earlier runs wrote with --out")
-    parser.add_argument("--out", type=Path, help="JSON; pages go into a folder of its name beside it")
+    parser.add_argument("--out", type=Path, help="JSON; a plot and pages of its name go beside it")
     args = parser.parse_args()
     if args.pool:
         show([json.loads(path.read_text(encoding="utf-8")) for path in args.pool], args.out)
