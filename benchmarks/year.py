@@ -160,13 +160,12 @@ class Bench:
         self.home.path.joinpath("evergreen.toml").write_text(
             f'corpus = "corpus.json"\nfrozen = "frozen.json"\nfirst_recipe = "s"\nrecipe = "s"\nseed = {args.seed}\n'
             f"labels_min = {args.labels_min}\ncontracts_min = 1_000_000\nevery_days = 36500\n"
-            "drift_days = 85\n"
             + ('contracts = "contracts.json"\n' if own else "")
             + f"[gate]\ndetectable = {args.detectable}\ndiscordance = 0.3\nmax_decisions = {args.max_decisions}\n"
             f"max_latency_ratio = {args.latency}\n"
             f"[compile]\nk_passages = {args.k}\nsft_epochs = {float(args.epochs)}\nbatch_size = {args.batch}\n"
             f"max_tokens = 192\nmax_train_questions = {args.evergreen_rows or args.max_rows}\n"
-            f"max_val_questions = {args.val}\nlabel_rounds = 1\n{own}"
+            f"max_val_questions = {args.val}\nval_share = {args.val_share}\nlabel_rounds = 1\n{own}"
         )
         now = BEGIN + timedelta(days=DAYS * month)
         alarms = [one for one in reports(self.home) if one["alarm"] and one["at"] > (now.timestamp() - DAYS * 86_400)]
@@ -304,6 +303,7 @@ def main() -> None:
         "--evergreen-rows", type=int, help="the same of a renewal, which takes what is new first (default: as many)"
     )
     parser.add_argument("--val", type=int, default=100, help="questions that a renewal chooses on")
+    parser.add_argument("--val-share", type=float, default=0.25, help="of the contracts, for those questions")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--k", type=int, default=1, help="passages")

@@ -109,7 +109,7 @@ class ReplayLabels(NoGuard):
 class KLPenalty(NoGuard):
     """`beta` times KL(incumbent || model) on the rows' own tokens in the loss (training/anchored.py)."""
 
-    beta: float = 0.5
+    beta: float = 1.0
 
     def train_kwargs(self, incumbent: dspy.LM, rows: Sequence[Row], given: Mapping[str, Any]) -> dict[str, Any]:
         """As NoGuard.train_kwargs."""

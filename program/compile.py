@@ -184,7 +184,7 @@ def read_split(
     learnt = nearly_among(corpus.contracts, [one for one in seen if one.id not in apart])
     again = nearly_among(corpus.contracts, chosen) - learnt
     new = subset(corpus, [one.id for one in corpus.contracts if one.id not in learnt | again])
-    split = _new_split(new, test, config.seed, spare=bool(again))
+    split = _new_split(new, test, config, spare=bool(again))
     if not learnt | again:
         return split
     say(
@@ -198,13 +198,16 @@ def read_split(
     return Split(train, val, split.test)
 
 
-def _new_split(new: Corpus, test: Corpus | None, seed: int, *, spare: bool) -> Split:
+def _new_split(new: Corpus, test: Corpus | None, config: CompileConfig, *, spare: bool) -> Split:
     """Contracts that nothing learnt from yet; with others to choose on (`spare`), a few are all trained on."""
     if test is None:
-        return split_corpus(new, seed=seed)
+        share = 0.2 if config.val_share is None else config.val_share
+        return split_corpus(new, fractions=(0.8 - share, share, 0.2), seed=config.seed)
     if spare and len(new.contracts) < 4:
         return Split(subset(new, [one.id for one in new.contracts]), subset(new, []), test)
-    return Split(*split_in_two(new, fractions=(0.6, 0.25, 0.15), seed=seed), test)
+    share = 0.25 if config.val_share is None else config.val_share
+    fractions = (0.8 * (1 - share), share, 0.2 * (1 - share))
+    return Split(*split_in_two(new, fractions=fractions, seed=config.seed), test)
 
 
 def _without_likes(corpus: Corpus, test: Corpus, say: Say) -> Corpus:

@@ -35,7 +35,8 @@ class CompileConfig:
 
     `corpus` and `test_corpus` are CUADv1-format files; without `test_corpus` the test contracts are split off `corpus`.
     `max_chars` bounds one passage, in characters; `max_contracts`, `max_train_questions` and `max_val_questions` take
-    everything where None; `learning_rate` None is the tuner's own for the model's width; `threads` is how many
+    everything where None; `val_share` of the contracts are chosen on (None: a fifth, a quarter with a `test_corpus`);
+    `learning_rate` None is the tuner's own for the model's width; `threads` is how many
     questions are in flight; `quantize` is auto (nf4 for a large model on CUDA), nf4 or none; `max_tokens` bounds one
     completion. With `unlabelled`, a CUADv1-format file or a library of `evergreen index`, a step s labels those
     contracts too and learns from what it trusts, in up to `label_rounds` rounds, as `label_settings` (a table
@@ -66,6 +67,7 @@ class CompileConfig:
     max_contracts: int | None = None
     max_train_questions: int | None = 400
     max_val_questions: int | None = 80
+    val_share: float | None = None
     threads: int = 32
     sft_epochs: float = 2.0
     batch_size: int = 4
@@ -191,6 +193,8 @@ def _check(config: CompileConfig) -> None:
         raise ConfigError(f"replay_share is {config.replay_share}; it is of all rows: above 0 and below 1")
     if not 0 <= config.varied_rows <= 1:
         raise ConfigError(f"varied_rows is {config.varied_rows}; it is a share of all rows: from 0 to 1")
+    if config.val_share is not None and not 0 < config.val_share < 0.8:
+        raise ConfigError(f"val_share is {config.val_share}; it is of all contracts: above 0 and below 0.8")
     if config.seed < 0:
         raise ConfigError(f"seed is {config.seed}; it must be 0 or more")
     if not _RECIPE.fullmatch(config.recipe):

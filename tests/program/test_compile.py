@@ -13,6 +13,8 @@ import pytest
 
 from corpora.cuad import read_cuad, write_cuad
 from corpora.errors import CorpusError
+from corpora.splits import subset
+from corpora.synthetic import write_corpus
 from corpora.types import Contract, Corpus
 from modules.retriever import StoreError
 from optimizers.errors import TrainingError
@@ -176,6 +178,22 @@ def test_likes_stay_on_one_side_of_a_split_too(contracts, tmp_path, small_config
     split = read_split(small_config(tmp_path / "both.json", "none", tmp_path / "run"), _quiet)
     side = {contract.id: name for name in ("train", "val", "test") for contract in getattr(split, name).contracts}
     assert len(side) == 9 and all(side[twin.id] == side[twin.id.removesuffix("-amended")] for twin in twins)
+
+
+@pytest.mark.parametrize(
+    ("share", "alone", "with_test"), [(None, (12, 4, 4), (15, 5, 4)), (0.1, (14, 2, 4), (18, 2, 4))]
+)
+def test_the_share_of_contracts_that_are_chosen_on_can_be_told(tmp_path, small_config, share, alone, with_test):
+    corpus = write_corpus(["juniper"], 24, seed=3)
+    ids = [contract.id for contract in corpus.contracts]
+    write_cuad(subset(corpus, ids[:20]), tmp_path / "c.json")
+    write_cuad(subset(corpus, ids[20:]), tmp_path / "t.json")
+    for test, sizes in ((None, alone), (str(tmp_path / "t.json"), with_test)):
+        config = small_config(tmp_path / "c.json", "none", tmp_path / "run", test_corpus=test, val_share=share)
+        split = read_split(config, _quiet)
+        assert tuple(len(side.contracts) for side in (split.train, split.val, split.test)) == sizes
+    with pytest.raises(ConfigError, match="val_share is 0.8"):
+        small_config(tmp_path / "c.json", "none", tmp_path / "run", val_share=0.8)
 
 
 def test_a_test_corpus_that_leaves_nothing_to_train_on_is_refused(contracts, tmp_path, small_config):
