@@ -71,7 +71,7 @@ def figures_of(results: Sequence[dict[str, Any]], word: str) -> dict[str, Any]:
     kl = [(value, f"{seed}/{group}") for seed, told in runs for value, group in told["kl"][-1]]
     figures = forgetting_figures(rounds, learnt, abilities=ABILITIES, kl=kl)
     costs = [cost for _, told in runs for cost in told["costs"]]
-    figures |= {key: sum(cost[key] for cost in costs) for key in ("seconds", "flops")}
+    figures |= {key: sum(cost[key] for cost in costs) / len(runs) for key in ("seconds", "flops")}
     last = len(houses)
     cells = [figures["matrix"][i + 1][1 + i]["mean"] for i in range(last)]
     old = [figures["matrix"][last][j]["mean"] for j in range(last)]  # the known houses, and all but the last one learnt
