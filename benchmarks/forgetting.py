@@ -153,7 +153,7 @@ def plot(told: Mapping[str, dict[str, Any]], names: Sequence[str], path: Path) -
         axes.set_ylabel("exact match, %")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower right")
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 

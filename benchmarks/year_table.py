@@ -89,7 +89,7 @@ def plot(folder: Path, arms: Mapping[str, str]) -> None:
     axes.set_xlabel("month")
     axes.set_ylabel("exact match, %")
     axes.legend(fontsize=8)
-    figure.savefig(folder / "year.svg")
+    figure.savefig(folder / "year.svg", metadata={"Date": None})
     plt.close(figure)
 
 
