@@ -174,6 +174,11 @@ def read_run(path: str | Path) -> Run:
     return Run(path, status, reason, *contents[:3], tuple(_read_rows(path / "scores.jsonl")), contents[3])
 
 
+def is_complete(path: Path) -> bool:
+    """Whether a run stands in `path` that has ended well; RunError where something else does."""
+    return path.exists() and read_run(path).status == "complete"
+
+
 def write_json(path: Path, content: Any) -> Path:
     """`write_text` of JSON; nan and infinity raise ValueError, since JSON has none (write None)."""
     return write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

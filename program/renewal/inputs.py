@@ -31,7 +31,10 @@ def look(home: Home, config: RenewalConfig, drifted: tuple[str, str] | None = No
     """What there is now, beside what the last renewal that ended had taken."""
     last = next((told for told in reversed(renewals(home)) if "inputs" in told), None)
     then = last["inputs"] if last else {}
-    labelled, live = read_trusted(config.corpus, home.path), ReleaseStore.open(home.releases).live()
+    labelled, releases = read_trusted(config.corpus, home.path), ReleaseStore.open(home.releases)
+    live, tried = releases.live(), None
+    if drifted is not None and live is not None:
+        tried = _drift_tried(home, drifted[0], _lived_as(releases, live))
     return Seen(
         released=live is not None,
         labels=count_new(labelled, then.get("labelled", {}).values()),
@@ -41,18 +44,20 @@ def look(home: Home, config: RenewalConfig, drifted: tuple[str, str] | None = No
         contracts_then=frozenset(then.get("contracts", ())),
         renewed=datetime.fromisoformat(then["at"]) if then else None,
         drifted=drifted,
-        drift_tried=None if drifted is None or live is None else _drift_tried(home, drifted[0], lived_as(live)),
+        drift_tried=tried,
     )
 
 
-def lived_as(release: Release) -> frozenset[str]:
-    """The ids under which a release's program went live: its own, its parent's that it refreshes, and the first one's
-    (refreshing.py)."""
-    lineage = release.manifest["lineage"]
-    return frozenset((release.id, *((lineage["refreshes"], *release.parents) if "refreshes" in lineage else ())))
+def _lived_as(releases: ReleaseStore, release: Release) -> set[str]:
+    """The ids under which a release's program has been live: its own, and those that it refreshes (refreshing.py)."""
+    ids = {release.id}
+    while refreshed := release.manifest["lineage"].get("refreshes"):
+        release = releases.get(refreshed)
+        ids.add(release.id)
+    return ids
 
 
-def _drift_tried(home: Home, kind: str, live: frozenset[str]) -> datetime | None:
+def _drift_tried(home: Home, kind: str, live: set[str]) -> datetime | None:
     """When the last renewal for this kind of drift that started from what is live took its inputs."""
     for told in reversed(renewals(home)):
         if told.get("inputs", {}).get("live") in live:

@@ -24,7 +24,7 @@ from program.renewal.config import RenewalConfig
 from program.renewal.home import Home
 from program.renewal.inputs import contracts_of, hashes_of
 from program.run_retrieval import read_retrieval, to_read
-from program.runs import RunFolder, read_run
+from program.runs import RunFolder, is_complete, read_run
 
 NAME = "refreshed"
 
@@ -40,10 +40,9 @@ def refresh(home: Home, config: RenewalConfig, folder: Path, live: str) -> dict[
     contracts, new = _with_new(release, contracts_of(config))
     if not new:
         return {}
-    if not (run.exists() and read_run(run).status == "complete"):
+    if not is_complete(run):
         _rebuilt(release, contracts, run)
-    lineage = {"renewal": folder.name, "refreshes": release.manifest["lineage"].get("refreshes", live)}
-    made = releases.add(run, parents=[live], lineage=lineage)
+    made = releases.add(run, parents=[live], lineage={"renewal": folder.name, "refreshes": live})
     _carry(home.drift, live, made.id)
     reach("refresh.carried")
     releases.promote(made.id, f"{new} new contracts in the index of {live}; its program as it is", by="renewal")

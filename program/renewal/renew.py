@@ -47,7 +47,7 @@ from program.renewal.shadowing import asked_beside, shadow_rules
 from program.renewal.stages import Stages
 from program.renewal.timing import side_by_side
 from program.renewal.triggers import Trigger, due
-from program.runs import read_run, write_json
+from program.runs import is_complete, read_run, write_json
 
 Say = Callable[[str], None]
 TRIES = 3
@@ -184,7 +184,7 @@ class _Renewal:
         """A run that starts from the live release, in `candidate`: where it is there already, it is that."""
         out, config = self.folder / "candidate", self.config
         live = self._live_path(inputs)
-        if not _complete(out):
+        if not is_complete(out):
             given = {
                 "corpus": str(self.folder / "corpus.json"), "test_corpus": config.frozen, "lm": config.lm,
                 "recipe": plan.recipe, "seed": config.seed, "unlabelled": config.contracts,
@@ -322,10 +322,6 @@ def decision_of(home: Home, renewal: str) -> Decision | None:
     """The gate's decision in a renewal, if it came that far."""
     path = home.renewals / renewal / "decision.json"
     return read_decision(path) if path.is_file() else None
-
-
-def _complete(out: Path) -> bool:
-    return out.exists() and read_run(out).status == "complete"
 
 
 def _marks(program: dspy.Module, name: str, corpus: Corpus) -> list[Mark]:

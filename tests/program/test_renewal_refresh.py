@@ -117,6 +117,18 @@ def test_a_promoted_candidate_needs_no_refresh_and_where_nothing_is_new_there_is
     assert "refreshed" not in told(home, Scripted(0.95, 3))
 
 
+def test_drift_that_was_renewed_for_is_known_whatever_the_index_became_since(home):  # noqa: F811
+    told(home, Scripted(0.9))
+    cause, amended = ("corpus", "passages moved"), OLD[1].__class__(OLD[1].id, f"{OLD[1].text}\nAmended.")
+    arrive(home, [OLD[1], NEW[0]])
+    told(home, Scripted(0.4, 2), by_hand="one")
+    arrive(home, [OLD[1], *NEW])
+    assert told(home, Scripted(0.4, 3), cause=cause)["refreshed"], "tried under the second id"
+    write_cuad(subset(CORPUS, [OLD[1].id]).__class__("c", (amended, *NEW), ()), home / "contracts.json")
+    assert told(home, Scripted(0.4, 4), by_hand="three")["refreshed"]
+    assert told(home, Scripted(0.4, 5), cause=cause) is None, "the fourth id is the same program"
+
+
 @pytest.mark.parametrize(
     "point",
     ["renew.refresh.begin", "run.finish.moved:2", "release.add.moved:2", "refresh.carried", "release.promote.moved",
