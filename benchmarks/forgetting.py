@@ -28,6 +28,7 @@ from program.forgetting.abilities import ABILITIES
 from program.forgetting.matrix import forgetting_figures
 from program.forgetting.report import report_lines, write_forgetting_report
 from program.forgetting.skills import Mark
+from program.guarding import BESIDE_REPLAY
 from program.intervals import paired_interval
 from program.report import interval_text
 
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--replay", type=int, default=100, help="answers of its own that replay_self mixes in")
     parser.add_argument("--replay-share", type=float, default=0.3)
     parser.add_argument("--kl-beta", type=float, default=1.0)
+    parser.add_argument("--kl-beta-beside", type=float, default=BESIDE_REPLAY, help="the same beside replayed labels")
     parser.add_argument("--kl-budget", type=float, default=0.05, help="nats per token")
     parser.add_argument("--low-factor", type=float, default=0.2)
     parser.add_argument("--merge", type=float, default=0.5, help="the tuned adapter's share")

@@ -38,7 +38,8 @@ from program.teacher import LabelTeacher, teaches
 
 KNOWN = "known houses"
 GUARDED = ("sft", "replay_self", "replay_labels", "kl", "osf", "low_rate", "merge")
-METHODS = (*GUARDED, "zoo_oracle", "zoo_nearest", "dpo", "sdft")
+TOGETHER = ("replay_labels+kl", "replay_labels+osf")
+METHODS = (*GUARDED, *TOGETHER, "zoo_oracle", "zoo_nearest", "dpo", "sdft")
 VAL_CONTRACTS, THREADS = 8, 32
 
 
@@ -183,13 +184,14 @@ class Bench:
         options: dict[str, dict[str, Any]] = {
             "replay_self": {"n": args.replay, "seed": args.seed},
             "replay_labels": {"share": args.replay_share, "seed": args.seed},
-            "kl": {"beta": args.kl_beta},
+            "kl": {"beta": args.kl_beta_beside if "+" in method.word else args.kl_beta},
             "low_rate": {"factor": args.low_factor, "kl_budget": args.kl_budget, "seed": args.seed},
             "merge": {"weight": args.merge},
         }
         word = {"sft": "none", "zoo_oracle": "zoo", "zoo_nearest": "zoo"}.get(method.word, method.word)
         earlier = [example for house in (self.known, *self.houses[:i]) for example in house.train]
-        return review_guard(word, method.program, earlier, self.adapter, threads=THREADS, **options.get(word, {}))
+        told = {key: value for one in word.split("+") for key, value in options.get(one, {}).items()}
+        return review_guard(word, method.program, earlier, self.adapter, threads=THREADS, **told)
 
     def _route(self, method: Method) -> Any:
         learnt = {KNOWN, *method.lms}

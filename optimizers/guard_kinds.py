@@ -1,7 +1,8 @@
 """The guards against forgetting, one class each, all with the four moments of `Guard` (guards.py).
 
 What each costs is told by what it adds: rows (the replays), a second distribution a row (KLPenalty), scores between
-steps (LowRate), nothing at training time (Merge, Zoo). Not handled: guards on two predictors' LMs that must agree.
+steps (LowRate), nothing at training time (Merge, Zoo); `Together` adds up theirs. Not handled: guards on two
+predictors' LMs that must agree.
 """
 
 import logging
@@ -28,6 +29,11 @@ OVER_BUDGET = -1e9  # plus how far over: any score within the budget is better, 
 @dataclass(frozen=True)
 class NoGuard:
     """Training as it is; what the others are measured against, and their default at every moment."""
+
+    @property
+    def name(self) -> str:
+        """What a log calls it."""
+        return type(self).__name__
 
     def start(self, incumbent: dspy.LM) -> dspy.LM:
         """The LM that training starts from."""
@@ -215,6 +221,40 @@ class Zoo(NoGuard):
     def start(self, incumbent: dspy.LM) -> dspy.LM:
         """As NoGuard.start."""
         return incumbent.copy(model=engine_of(incumbent).model_string())
+
+
+@dataclass(frozen=True)
+class Together(NoGuard):
+    """Several guards around one training, one after the other at each moment: earlier labels and a KL penalty, say."""
+
+    guards: tuple[NoGuard, ...]
+
+    @property
+    def name(self) -> str:
+        """As NoGuard.name."""
+        return "+".join(guard.name for guard in self.guards)
+
+    def start(self, incumbent: dspy.LM) -> dspy.LM:
+        """As NoGuard.start."""
+        for guard in self.guards:
+            incumbent = guard.start(incumbent)
+        return incumbent
+
+    def rows(self, incumbent: dspy.LM, rows: Sequence[Row]) -> list[Row]:
+        """As NoGuard.rows."""
+        return [row for guard in self.guards for row in guard.rows(incumbent, rows)]
+
+    def train_kwargs(self, incumbent: dspy.LM, rows: Sequence[Row], given: Mapping[str, Any]) -> dict[str, Any]:
+        """As NoGuard.train_kwargs."""
+        for guard in self.guards:
+            given = guard.train_kwargs(incumbent, rows, given)
+        return dict(given)
+
+    def after(self, incumbent: dspy.LM, tuned: dspy.LM, rows: Sequence[Row]) -> dspy.LM:
+        """As NoGuard.after."""
+        for guard in self.guards:
+            tuned = guard.after(incumbent, tuned, rows)
+        return tuned
 
 
 def prompt_of(row: Row) -> list[dict[str, str]]:

@@ -1,6 +1,6 @@
 """Guards against forgetting, one option each behind one interface, so that they can be compared.
 
-    guard = guard_from("merge", weight=0.5)
+    guard = guard_from("merge", weight=0.5)                                     # or several: "replay_labels+kl"
     tuned = finetune_guarded(lm, rows, guard, {"epochs": 2})                    # rows and an LM
     tune = guard_optimizer(InstructTune(metric=teaches, ...), guard)            # any optimizer of weights
     program = tune.compile(program, trainset, teacher)
@@ -26,6 +26,7 @@ from optimizers.guard_kinds import (
     ReplayLabels,
     ReplaySelf,
     Row,
+    Together,
     Zoo,
 )
 
@@ -34,6 +35,10 @@ Optimizer = TypeVar("Optimizer", bound=BootstrapFinetune)
 
 class Guard(Protocol):
     """The moments at which a guard may act on one LM's training; guard_kinds.py has them."""
+
+    @property
+    def name(self) -> str:
+        """What a log calls it."""
 
     def start(self, incumbent: dspy.LM) -> dspy.LM:
         """The LM that training starts from."""
@@ -73,16 +78,27 @@ class Guarded:
 
 
 def guard_from(word: str, **options: Any) -> NoGuard:
-    """The guard that `word` names. Raises TrainingError for a word or option that is not known, or one that lacks."""
-    if (kind := GUARDS.get(word)) is None:
-        raise TrainingError(f"guard={word!r} is not known; use one of {list(GUARDS)}")
-    known = [entry.name for entry in fields(kind)]
-    if unknown := sorted(set(options) - set(known)):
-        raise TrainingError(f"options {unknown} of guard {word!r} are not known; known are {known}")
-    try:
-        return kind(**options)
-    except TypeError as err:
-        raise TrainingError(f"guard {word!r} lacks an option ({err}); known are {known}") from err
+    """The guard that `word` names, or those of several joined by "+", which act in the order of GUARDS.
+
+    An option goes to every one of them that has it. Raises TrainingError for a word or option that is not known, one
+    that lacks, and for "none" or "zoo" (which starts from elsewhere) beside others.
+    """
+    words = word.split("+")
+    if unknown := [one for one in words if one not in GUARDS]:
+        raise TrainingError(f"guard={word!r}: {unknown} not known; use one of {list(GUARDS)}, or several joined by '+'")
+    if len(words) > 1 and (len(set(words)) < len(words) or {"none", "zoo"} & set(words)):
+        raise TrainingError(f"guard={word!r} joins what cannot be: each once, and neither 'none' nor 'zoo'")
+    kinds = [kind for name, kind in GUARDS.items() if name in words]
+    known = {kind: [entry.name for entry in fields(kind)] for kind in kinds}
+    if unknown := sorted(set(options).difference(*known.values())):
+        raise TrainingError(f"options {unknown} of guard {word!r} are not known; known are {sum(known.values(), [])}")
+    made = []
+    for kind in kinds:
+        try:
+            made.append(kind(**{key: value for key, value in options.items() if key in known[kind]}))
+        except TypeError as err:
+            raise TrainingError(f"guard {word!r} lacks an option ({err}); known are {known[kind]}") from err
+    return made[0] if len(made) == 1 else Together(tuple(made))
 
 
 def finetune_guarded(
@@ -135,5 +151,5 @@ def _guarded(
     served = {key: guard.after(incumbents[key], lm, given[key]) for key, lm in trained.items()}
     for key, lm in served.items():
         models = (incumbents[key].model, trained[key].model, lm.model)
-        log.append(Guarded(type(guard).__name__, len(given[key]), len(extra[key]), *models))
+        log.append(Guarded(guard.name, len(given[key]), len(extra[key]), *models))
     return served

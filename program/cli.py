@@ -68,7 +68,10 @@ def compile(
     ] = None,
     guard: Annotated[
         str | None,
-        typer.Option(help="Of step s, against forgetting: replay_self, replay_labels, kl, osf, low_rate or merge."),
+        typer.Option(
+            help="Of step s, against forgetting: replay_self, replay_labels, kl, osf, low_rate or merge, or several, "
+            "as in replay_labels+kl."
+        ),
     ] = None,
     earlier: Annotated[
         Path | None, typer.Option(help="Labels to replay, CUADv1-format JSON; default: those of --start-from.")

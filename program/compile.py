@@ -252,8 +252,9 @@ def estimate(program: ContractReview, config: CompileConfig, questions: Question
     prompts = steps.count("p") * (PROMPT_CANDIDATES + 2) * len(questions.val)
     # Distillation says each answer anew; a judge is measured on 400 pairs, and asked of several samples a question.
     rows = (steps.count("s") + 3 * steps.count("d")) * len(questions.train)
-    replay_share = {"replay_self": 0.2, "replay_labels": config.replay_share}.get(config.guard, 0.0)
-    rows += round(steps.count("s") * len(questions.train) * replay_share / (1 - replay_share))
+    for guard, share in (("replay_self", 0.2), ("replay_labels", config.replay_share)):
+        if guard in config.guards:
+            rows += round(steps.count("s") * len(questions.train) * share / (1 - share))
     scoring += steps.count("a") * (800 if config.judge else 0)
     if questions.unlabelled:
         # Each round labels, scores on the validation questions, after each epoch too, and trains on at most max_rows

@@ -50,9 +50,10 @@ class CompileConfig:
     conversations.
 
     `start_from` is a complete run, whose program (prompts, weights, retrieval) is compiled on, in the place of the
-    plain base. `guard` keeps a step s from unlearning what the program could do before it (GUARDS); the replays draw
-    on `earlier`, a CUADv1-format file of labels learnt before, or else on what the run started from has learnt from,
-    `replay_labels` so that they are `replay_share` of all rows. Raises ConfigError.
+    plain base. `guard` keeps a step s from unlearning what the program could do before it (GUARDS, several joined by
+    "+"); the replays draw on `earlier`, a CUADv1-format file of labels learnt before, or else on what the run started
+    from has learnt from, `replay_labels` so that they are `replay_share` of all rows. `kl_beta` is the weight of the
+    guard kl (None: 1, and 0.3 beside a replay). Raises ConfigError.
     """
 
     corpus: str
@@ -88,10 +89,16 @@ class CompileConfig:
     guard: str = "none"
     earlier: str | None = None
     replay_share: float = 0.3
+    kl_beta: float | None = None
     out: str = "runs/compile"
 
     def __post_init__(self) -> None:
         _check(self)
+
+    @property
+    def guards(self) -> tuple[str, ...]:
+        """The words of `guard`."""
+        return tuple(self.guard.split("+"))
 
 
 def load_config(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> CompileConfig:
@@ -179,7 +186,7 @@ def _check(config: CompileConfig) -> None:
             raise ConfigError(f"{name} is {value}; it must be at least 1")
     if config.preference_contrast < 0:
         raise ConfigError(f"preference_contrast is {config.preference_contrast}; it is samples a question: 0 or more")
-    for name in ("sft_epochs", "learning_rate", "preference_max_kl"):
+    for name in ("sft_epochs", "learning_rate", "preference_max_kl", "kl_beta"):
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"{name} is {value}; it must be a finite number above 0")
@@ -187,8 +194,12 @@ def _check(config: CompileConfig) -> None:
         raise ConfigError(f"quantize is {config.quantize!r}; it must be auto, nf4 or none")
     if config.preference_method not in ("dpo", "orpo", "kto", "cpo"):
         raise ConfigError(f"preference_method is {config.preference_method!r}; it must be dpo, orpo, kto or cpo")
-    if config.guard not in GUARDS:
-        raise ConfigError(f"guard is {config.guard!r}; it must be one of {', '.join(GUARDS)}")
+    words = config.guards
+    if not set(words) <= set(GUARDS) or (len(words) > 1 and ("none" in words or len(set(words)) < len(words))):
+        raise ConfigError(
+            f"guard is {config.guard!r}; it must be one of {', '.join(GUARDS)}, or several of them, each once, joined "
+            "by '+'"
+        )
     if not 0 < config.replay_share < 1:
         raise ConfigError(f"replay_share is {config.replay_share}; it is of all rows: above 0 and below 1")
     if not 0 <= config.varied_rows <= 1:

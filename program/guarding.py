@@ -33,20 +33,21 @@ from program.runs import Run
 from program.teacher import LabelTeacher, teaches
 
 logger = logging.getLogger(__name__)
-REPLAYS = ("replay_self", "replay_labels")
+REPLAYS = {"replay_self", "replay_labels"}
+BESIDE_REPLAY = 0.3  # the weight of `kl` then: at 1 less of the new is learnt (benchmarks/LOG.md)
 
 
 def check_guard(config: CompileConfig) -> None:
     """Raises ConfigError for a guard that has no step to guard, or nothing to replay."""
     if config.guard != "none" and "s" not in config.recipe.split(" -> "):
         raise ConfigError(f"guard is {config.guard!r} and recipe {config.recipe!r} has no step s; guards are around s")
-    if config.guard in REPLAYS and config.earlier is None and config.start_from is None:
+    if REPLAYS.intersection(config.guards) and config.earlier is None and config.start_from is None:
         raise ConfigError(
             f"guard {config.guard!r} replays what was learnt before; give --start-from, the run that learnt it, or "
             "--earlier, its labels"
         )
-    if config.earlier is not None and config.guard not in REPLAYS:
-        raise ConfigError(f"earlier is given, and guard {config.guard!r} replays nothing; use one of {REPLAYS}")
+    if config.earlier is not None and REPLAYS.isdisjoint(config.guards):
+        raise ConfigError(f"earlier is given, and guard {config.guard!r} replays nothing; use one of {sorted(REPLAYS)}")
 
 
 def read_earlier(config: CompileConfig, incumbent: Incumbent | None, now: Corpus) -> Corpus | None:
@@ -56,7 +57,7 @@ def read_earlier(config: CompileConfig, incumbent: Incumbent | None, now: Corpus
     are drawn, and their contracts alone given, as questions are trained on. Raises ConfigError where a corpus of these
     is not what it was, CorpusError where nothing is left.
     """
-    if config.guard not in REPLAYS:
+    if REPLAYS.isdisjoint(config.guards):
         return None
     if config.earlier is not None:
         parts = [read_cuad(config.earlier)]
@@ -79,7 +80,7 @@ def read_earlier(config: CompileConfig, incumbent: Incumbent | None, now: Corpus
 
 def tuner_options(config: CompileConfig) -> dict[str, Any]:
     """What the adapters of all steps are made with: OSF, whose weights have no rank, goes on as OSF."""
-    return {"tuner": "osf"} if config.guard == "osf" else {"rank": config.rank, "alpha": 2 * config.rank}
+    return {"tuner": "osf"} if "osf" in config.guards else {"rank": config.rank, "alpha": 2 * config.rank}
 
 
 def _learnt(run: Run) -> list[Corpus]:
@@ -122,16 +123,18 @@ def recipe_guard(
 
     Merging keeps to twice the config's rank, so that adapters do not grow from one renewal to the next.
     """
-    options: dict[str, dict[str, Any]] = {
+    own: dict[str, dict[str, Any]] = {
         "replay_self": {"seed": config.seed},
         "replay_labels": {"seed": config.seed, "share": config.replay_share},
+        "kl": {"beta": config.kl_beta or (1.0 if REPLAYS.isdisjoint(config.guards) else BESIDE_REPLAY)},
         "low_rate": {"seed": config.seed},
         "merge": {"rank": 2 * config.rank},
     }
+    options = {key: value for word in config.guards for key, value in own.get(word, {}).items()}
     plain = student.deepcopy()
     for predictor in plain.predictors():
         predictor.demos = []  # as step s serves it
-    return review_guard(config.guard, plain, earlier, adapter, threads=config.threads, **options.get(config.guard, {}))
+    return review_guard(config.guard, plain, earlier, adapter, threads=config.threads, **options)
 
 
 def review_guard(
@@ -144,10 +147,12 @@ def review_guard(
     **options: Any,
 ) -> Guard:
     """As `guard_from`, which is told what to replay: these earlier labels, or their prompts, as `program` is asked."""
-    if word not in REPLAYS:
-        return guard_from(word, **options)
-    rows = label_rows(program, earlier, adapter, threads=threads)
-    told = {"earlier": rows} if word == "replay_labels" else {"prompts": [row["messages"][:-1] for row in rows]}
+    replayed, told = REPLAYS.intersection(word.split("+")), {}
+    rows = label_rows(program, earlier, adapter, threads=threads) if replayed else []
+    if "replay_labels" in replayed:
+        told["earlier"] = rows
+    if "replay_self" in replayed:
+        told["prompts"] = [row["messages"][:-1] for row in rows]
     return guard_from(word, **told, **options)
 
 

@@ -80,7 +80,7 @@ def check_incumbent(config: CompileConfig, incumbent: Incumbent) -> None:
             )
     for folder in sorted((incumbent.path / "program").glob("adapters/*")):
         word = word_of(tuner_of(folder))
-        if (config.guard == "osf" and word != "osf") or (config.guard == "merge" and word not in LINEAR):
+        if ("osf" in config.guards and word != "osf") or ("merge" in config.guards and word not in LINEAR):
             raise ConfigError(
                 f"guard is {config.guard!r}, and {incumbent.path} has an adapter of kind {word!r}; osf goes on from "
                 f"osf, merge from {', '.join(LINEAR)}: choose another guard"

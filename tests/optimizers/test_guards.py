@@ -10,7 +10,7 @@ import torch
 from dspy.utils import DummyLM
 
 from optimizers.errors import ModelError, TrainingError
-from optimizers.guard_kinds import OVER_BUDGET, LowRate, ReplayLabels, ReplaySelf
+from optimizers.guard_kinds import OVER_BUDGET, LowRate, ReplayLabels, ReplaySelf, Together
 from optimizers.guard_kl import kl_per_token, sample_answers
 from optimizers.guard_zoo import SkillZoo, known, nearest_centroid
 from optimizers.guards import GUARDS, finetune_guarded, guard_from, guard_optimizer
@@ -271,12 +271,37 @@ def test_the_nearest_skill_is_by_direction_and_an_empty_one_is_refused():
 
 def test_words_and_options_that_are_not_known_are_refused():
     assert set(GUARDS) == {"none", "replay_self", "replay_labels", "kl", "osf", "low_rate", "merge", "zoo"}
-    with pytest.raises(TrainingError, match="guard='ewc' is not known"):
-        guard_from("ewc")
+    for word in ("ewc", "kl+ewc", "kl+"):
+        with pytest.raises(TrainingError, match="not known; use one of"):
+            guard_from(word)
     with pytest.raises(TrainingError, match=r"\['strength'\] of guard 'kl'"):
         guard_from("kl", strength=1)
     with pytest.raises(TrainingError, match="lacks an option"):
         guard_from("replay_self")
+
+
+@pytest.mark.parametrize("word", ["kl+none", "zoo+kl", "kl+osf+kl"])
+def test_guards_that_cannot_stand_together_are_refused(word):
+    with pytest.raises(TrainingError, match="each once, and neither 'none' nor 'zoo'"):
+        guard_from(word)
+
+
+def test_guards_together_act_in_one_order_and_share_their_options(lm):
+    replay, penalty, low = (
+        guard_from("replay_labels", earlier=OLD, share=0.25, seed=3),
+        guard_from("kl", beta=2),
+        guard_from("low_rate", n_prompts=2, seed=3),
+    )
+    guard = guard_from("low_rate+kl+replay_labels", earlier=OLD, share=0.25, beta=2, n_prompts=2, seed=3)
+    assert guard == Together((replay, penalty, low)) and guard.name == "ReplayLabels+KLPenalty+LowRate"
+    assert guard.rows(lm, ROWS) == replay.rows(lm, ROWS)
+    given = guard.train_kwargs(lm, ROWS, QUIET)
+    assert (given["kl_beta"], given["learning_rate"], given["keep"]) == (2, pytest.approx(0.2e-2), "best")
+    with pytest.raises(TrainingError, match=r"\['strength'\] of guard 'replay_labels\+kl'"):
+        guard_from("replay_labels+kl", earlier=OLD, strength=1)
+    averaged = guard_from("merge+kl", weight=0.5)
+    tuned = finetune_guarded(lm, ROWS, averaged, QUIET)
+    assert "merge-" in tuned.model and record(tuned)["merged"]["weight"] == 0.5
 
 
 def test_an_optimizers_trainings_are_guarded_and_told(lm):

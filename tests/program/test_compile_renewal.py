@@ -214,6 +214,9 @@ def test_the_configs_guards_are_those_that_one_program_can_hold():
     assert set(GUARDS) == set(guards.GUARDS) - {"zoo"}
     with pytest.raises(ConfigError, match="guard is 'ewc'"):
         load_config(None, {"corpus": "c.json", "guard": "ewc"})
+    for guard in ("kl+ewc", "kl+none", "kl+kl", "kl+"):
+        with pytest.raises(ConfigError, match="each once, joined by"):
+            load_config(None, {"corpus": "c.json", "guard": guard})
     with pytest.raises(ConfigError, match="replay_share is 1"):
         load_config(None, {"corpus": "c.json", "replay_share": 1})
 
@@ -299,9 +302,10 @@ def test_the_other_guards_make_whole_runs(first, renew, tmp_path):
     assert merged["incumbent"] == _adapter(first.run) and merged["rank"] <= 2 * first.config.rank
     (training,) = (run / "training").glob("*/training.json")  # the average was no training
     assert training.parent.name == merged["tuned"]
-    run, _ = renew(guard="kl", out=str(tmp_path / "held"))
-    (training,) = (run / "training").glob("*/training.json")
-    assert _json(training)["settings"]["kl_beta"] > 0
+    for beta in (None, 2.5):
+        run, _ = renew(guard="kl", kl_beta=beta, out=str(tmp_path / f"held{beta}"))
+        (training,) = (run / "training").glob("*/training.json")
+        assert _json(training)["settings"]["kl_beta"] == (beta or 1)
     plain, _ = renew(out=str(tmp_path / "plain"))
     run, _ = renew(guard="low_rate", out=str(tmp_path / "low"))
     rates = [_json(*(each / "training").glob("*/training.json"))["settings"]["learning_rate"] for each in (plain, run)]
@@ -320,6 +324,15 @@ def test_answers_of_its_own_to_earlier_questions_are_replayed(first, monkeypatch
     own, extra = (int(line.partition(f"{name}=")[2].partition(",")[0]) for name in ("n_rows", "n_extra"))
     (training,) = (run / "training").glob("*/training.json")
     assert "ReplaySelf" in line and extra > own > 0 and _json(training)["rows"] == own + extra
+
+
+def test_guards_stand_together_around_one_step(replaying, renew):
+    run, _ = renew(guard="replay_labels+kl", replay_share=0.5)
+    (line,) = [one for one in (run / "compile.log").read_text().splitlines() if "guarded: Guarded(" in one]
+    own, extra = (int(line.partition(f"{name}=")[2].partition(",")[0]) for name in ("n_rows", "n_extra"))
+    (training,) = (run / "training").glob("*/training.json")
+    assert "ReplayLabels+KLPenalty" in line and own == extra and read_run(run).data["splits"]["earlier"]
+    assert _json(training)["rows"] == own + extra and _json(training)["settings"]["kl_beta"] == 0.3
 
 
 def test_osf_goes_on_from_osf(first, renew, tmp_path):
