@@ -23,9 +23,10 @@ from optimizers.embedder_lists import ListCollator, ListLoss, SearchList, draw_s
 from optimizers.embedder_rows import SearchRow, columns, draw_batches, row_loss
 from optimizers.embedder_settings import EmbedderSettings
 from optimizers.errors import TrainingError
+from optimizers.local_lm.training.estimate import UNITS_A_LAYER
 from optimizers.machine import cpu_has_bf16
 
-__all__ = ["EmbedderSettings", "SearchList", "SearchRow", "train_embedder"]
+__all__ = ["EmbedderSettings", "SearchList", "SearchRow", "train_embedder", "training_bytes"]
 logger = logging.getLogger(__name__)
 Score = Callable[[SentenceTransformer], float]
 
@@ -75,6 +76,26 @@ def train_embedder(
     }
 
 
+def training_bytes(embedder: SentenceTransformer, settings: EmbedderSettings, texts: Sequence[str]) -> int:
+    """What training takes beside the embedder that is loaded, with passages as long as the longest of `texts`.
+
+    A copy of the weights, the best of them so far, gradients and Adam's two moments, in float32, and the activations
+    of as many passages as stand in one graph. Meant to be right within a factor of two.
+    """
+    config, weights = embedder[0].auto_model.config, sum(p.numel() for p in embedder.parameters())
+    read = max(len(ids) for ids in embedder.tokenizer(list(texts))["input_ids"])
+    tokens = min(read, embedder.max_seq_length or read)
+    rows = settings.list_size if settings.loss == "lists" else settings.mini_batch_size
+    size = 2 if _in_bf16(embedder, settings) else 4
+    return 5 * 4 * weights + rows * tokens * config.hidden_size * config.num_hidden_layers * UNITS_A_LAYER * size
+
+
+def _in_bf16(model: SentenceTransformer, settings: EmbedderSettings) -> bool:
+    if settings.bf16 is not None:
+        return settings.bf16
+    return model.device.type == "cuda" or cpu_has_bf16()
+
+
 def _row_table(rows: Sequence[SearchRow], settings: EmbedderSettings) -> tuple[list[int], list[dict[str, str]]]:
     """How many rows each step takes, and all steps' rows."""
     batches = draw_batches(rows, settings)
@@ -99,9 +120,6 @@ def _list_table(lists: Sequence[SearchList], settings: EmbedderSettings) -> tupl
 def _arguments(
     settings: EmbedderSettings, model: SentenceTransformer, sizes: list[int], folder: str
 ) -> SentenceTransformerTrainingArguments:
-    bf16 = settings.bf16
-    if bf16 is None:
-        bf16 = model.device.type == "cuda" or cpu_has_bf16()
     return SentenceTransformerTrainingArguments(
         output_dir=folder,
         num_train_epochs=1,
@@ -109,7 +127,7 @@ def _arguments(
         batch_sampler=lambda dataset, **given: _Drawn(dataset, sizes, **given),
         learning_rate=settings.learning_rate,
         warmup_steps=round(settings.warmup_share * len(sizes)),
-        bf16=bf16,
+        bf16=_in_bf16(model, settings),
         use_cpu=model.device.type == "cpu",
         seed=settings.seed,
         logging_steps=max(1, len(sizes) // 20),

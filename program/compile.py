@@ -43,7 +43,7 @@ from program.runs import BudgetError, RunFolder, refuse_if_taken
 from program.self_instruct import SelfInstruct
 from program.summary import summarize
 from program.teacher import LabelTeacher
-from program.training_memory import GIB, memory_words, training_memory
+from program.training_memory import GIB, memory_words, passage_texts, training_memory
 from program.unlabelled import keep_apart, read_unlabelled
 
 Say = Callable[[str], None]
@@ -274,7 +274,7 @@ def estimate(program: ContractReview, config: CompileConfig, questions: Question
 
 def _embedding_s(index: PassageIndex) -> float:
     """Seconds that a passage takes to embed, by a few of them, timed now."""
-    texts = [index.embedded_text(one) for one in index.passages(index.contract_ids[0])[:_PASSAGES_TIMED]]
+    texts = passage_texts(index)[:_PASSAGES_TIMED]
     began = time.perf_counter()
     embed(index.embedder, texts)
     return (time.perf_counter() - began) / len(texts)

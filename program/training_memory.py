@@ -4,8 +4,8 @@
     memory_words(need)     # "0.9 GiB of memory on cpu: 0.1 for the weights, 0.8 to train them beside (14 GiB are free)"
 
 On CUDA it is the GPU's memory, else the machine's. The longest of a few dozen prompts stands for all: passages are
-bounded, so that prompts are much alike. Not handled: the retriever's training, which is small beside a language
-model's; the teacher's longer prompts of step d; what generation takes, which a training waits for.
+bounded, so that prompts are much alike. Not handled: the teacher's longer prompts of step d; what generation takes,
+which a training waits for; an embedder on another device than the LM.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
+from sentence_transformers import SentenceTransformer
 
+from modules.retriever import PassageIndex
 from modules.signatures import NOT_FOUND, join_quotes, number_passages
+from optimizers.embedder import EmbedderSettings, training_bytes
+from optimizers.local_lm.training.estimate import bytes_free
 from program.config import CompileConfig
 from program.contract_review import ContractReview
 from program.guarding import tuner_options
@@ -43,22 +47,21 @@ def training_memory(
     A step a counts with its own method, whose rows hold two answers. Raises TrainingError and ModelError as the
     training itself would: for settings that are none, and rows of which too many are too long.
     """
-    steps, lm = set(config.recipe.split(" -> ")), program.reviewer.predict.lm
-    if not steps & _TRAINS or not examples or not hasattr(lm.provider, "dry_run"):
+    steps, lm, embedder = set(config.recipe.split(" -> ")), program.get_lm(), program.retrieve.index.embedder
+    if not examples or not hasattr(lm.provider, "dry_run"):
         return None
-    prompts = [_prompt(program, example, adapter) for example in examples[:: max(1, len(examples) // _PROMPTS)]]
-    kwargs = tuner_options(config) | {"seed": config.seed, "batch_size": config.batch_size, "progress": False}
-    methods = (["sft"] if steps & {"s", "d"} else []) + ([config.preference_method] if "a" in steps else [])
-    told = [
-        lm.provider.dry_run(lm.model, [_row(method, *one, number) for number, one in enumerate(prompts)], given)
-        for method in methods
-        for given in [kwargs | {"method": method}]
-    ]
-    weights = lm.engine.weights
+    weights, takes = lm.engine.weights, []
+    if steps & _TRAINS:
+        takes.append(_of_the_lm(program, config, examples, adapter))
+    if "r" in steps and isinstance(embedder, SentenceTransformer):  # another is none that can be trained
+        takes.append(training_bytes(embedder, EmbedderSettings(), passage_texts(program.retrieve.index)))
+    if not takes:
+        return None
+    beside = embedder.parameters() if isinstance(embedder, SentenceTransformer) else ()
     return MemoryNeed(
-        weights_bytes=weights.model.get_memory_footprint(),
-        training_bytes=max(one.bytes_needed for one in told),
-        free_bytes=told[-1].bytes_free,
+        weights_bytes=weights.model.get_memory_footprint() + sum(p.numel() * p.element_size() for p in beside),
+        training_bytes=max(takes),
+        free_bytes=bytes_free(weights),
         device=str(weights.device),
     )
 
@@ -70,6 +73,26 @@ def memory_words(need: MemoryNeed) -> str:
         f"{total:.2g} GiB of memory on {need.device}: {need.weights_bytes / GIB:.2g} for the weights, "
         f"{need.training_bytes / GIB:.2g} to train them beside ({need.free_bytes / GIB:.3g} GiB are free)"
     )
+
+
+def _of_the_lm(
+    program: ContractReview, config: CompileConfig, examples: Sequence[dspy.Example], adapter: dspy.ChatAdapter
+) -> int:
+    """Bytes that the language model's largest training takes beside the weights."""
+    steps, lm = config.recipe.split(" -> "), program.get_lm()
+    prompts = [_prompt(program, example, adapter) for example in examples[:: max(1, len(examples) // _PROMPTS)]]
+    kwargs = tuner_options(config) | {"seed": config.seed, "batch_size": config.batch_size, "progress": False}
+    methods = (["sft"] if {"s", "d"} & set(steps) else []) + ([config.preference_method] if "a" in steps else [])
+    told = []
+    for method in methods:
+        rows = [_row(method, *one, number) for number, one in enumerate(prompts)]
+        told.append(lm.provider.dry_run(lm.model, rows, kwargs | {"method": method}))
+    return max(one.bytes_needed for one in told)
+
+
+def passage_texts(index: PassageIndex) -> list[str]:
+    """What a contract's passages are to the embedder; contracts are cut alike."""
+    return [index.embedded_text(one) for one in index.passages(index.contract_ids[0])]
 
 
 def _prompt(

@@ -290,10 +290,10 @@ def test_the_estimate_counts_what_training_then_does(lm):
 
 def test_what_does_not_fit_is_refused_with_the_number_and_what_would(lm, monkeypatch):
     needed = lm.provider.dry_run(lm.model, ROWS, QUIET).bytes_needed
-    monkeypatch.setattr(estimating, "_bytes_free", lambda weights: int(needed * 0.7))
+    monkeypatch.setattr(estimating, "bytes_free", lambda weights: int(needed * 0.7))
     with pytest.raises(TrainingError, match=r"needs about .* GiB .* batch_size=2 with gradient_accumulation_steps=2"):
         lm.finetune(ROWS, None, QUIET).result()
-    monkeypatch.setattr(estimating, "_bytes_free", lambda weights: 10)
+    monkeypatch.setattr(estimating, "bytes_free", lambda weights: 10)
     with pytest.raises(TrainingError, match="not even batch_size=1"):
         lm.finetune(ROWS, None, QUIET).result()
 

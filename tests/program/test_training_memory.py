@@ -2,13 +2,16 @@
 
 import pytest
 
+from modules.embedder import load_embedder
+from modules.retriever import PassageIndex
+from optimizers.embedder import EmbedderSettings, training_bytes
 from optimizers.local_lm import local_lm
 from program.compile import _check_memory, build_adapter
 from program.config import CompileConfig
 from program.contract_review import ContractReview
 from program.recipes import Questions
 from program.runs import BudgetError
-from program.training_memory import GIB, MemoryNeed, memory_words, training_memory
+from program.training_memory import GIB, MemoryNeed, memory_words, passage_texts, training_memory
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,7 @@ def need(review, world, recipe, **changes):
 
 
 def test_more_rows_at_once_and_two_answers_a_row_take_more_and_no_training_none(review, world):
-    assert need(review, world, "r -> p") is None
+    assert need(review, world, "p") is None
     small = need(review, world, "p -> s")
     assert small.device == "cpu" and small.weights_bytes == review.get_lm().engine.weights.model.get_memory_footprint()
     assert 0 < small.training_bytes < small.free_bytes
@@ -33,6 +36,23 @@ def test_more_rows_at_once_and_two_answers_a_row_take_more_and_no_training_none(
     pairs = need(review, world, "s -> a", feedback="feedback.db").training_bytes
     assert pairs > 1.5 * small.training_bytes
     assert need(review, world, "a", feedback="f.db", preference_method="kto").training_bytes < pairs
+
+
+def test_the_retrievers_training_counts_where_it_takes_more(review, world, tmp_path):
+    assert need(review, world, "r") is None  # words are counted there: no embedder that is trained
+    lm, embedder = need(review, world, "s"), load_embedder()
+    index = PassageIndex.build(world.corpus.contracts, folder=tmp_path / "i", embedder=embedder, progress=False)
+    searching = ContractReview(index, 1)
+    searching.set_lm(review.get_lm())
+    weights, texts = sum(p.numel() for p in embedder.parameters()), passage_texts(index)
+    alone, beside = need(searching, world, "r"), need(searching, world, "r -> s")
+    index.close()
+    # Five times the weights in float32 (a copy, the best, gradients, Adam's two moments), and some passages.
+    assert 20 * weights < alone.training_bytes < 30 * weights
+    assert alone.training_bytes == beside.training_bytes > lm.training_bytes
+    assert alone.weights_bytes == lm.weights_bytes + 4 * weights
+    small, large = (training_bytes(embedder, EmbedderSettings(mini_batch_size=n), texts) for n in (8, 64))
+    assert small < large == training_bytes(embedder, EmbedderSettings(loss="lists", list_size=64), texts)
 
 
 def test_it_is_said_in_a_line():

@@ -21,7 +21,7 @@ from optimizers.local_lm.weights import Weights, spares_memory
 GIB = 2**30
 # Bytes kept for the backward pass per token, layer and unit of width, in the compute type's bytes: inputs of the linear
 # layers, norms, activation and attention of a transformer block without recomputation (Korthikanti et al. 2022, eq. 2).
-_UNITS_A_LAYER = 17
+UNITS_A_LAYER = 17
 _EFFICIENCY = 0.4  # of a large product's speed that a whole training step reaches
 
 
@@ -62,7 +62,7 @@ def estimate(weights: Weights, rows: Rows, settings: TrainSettings, trainable_pa
         steps=steps,
         trainable_parameters=trainable_parameters,
         bytes_needed=_bytes_needed(weights, train, settings, trainable_parameters),
-        bytes_free=_bytes_free(weights),
+        bytes_free=bytes_free(weights),
         seconds=_seconds(weights, tokens, trainable_parameters),
     )
 
@@ -95,13 +95,14 @@ def _bytes_needed(
     tokens = sequences * max(longest(columns) for columns in rows.columns)
     layers = 1 if spares_memory(weights) else config.num_hidden_layers
     recomputed = tokens * config.hidden_size * config.num_hidden_layers * size if layers == 1 else 0
-    activations = tokens * config.hidden_size * layers * _UNITS_A_LAYER * size + recomputed
+    activations = tokens * config.hidden_size * layers * UNITS_A_LAYER * size + recomputed
     logits = tokens * config.vocab_size * (size + 4 + 4)  # in the compute type, as float32, and their gradient
     optimizer = trainable * (4 + 4 + (2 if spares_memory(weights) else 8))
     return activations + logits + optimizer
 
 
-def _bytes_free(weights: Weights) -> int:
+def bytes_free(weights: Weights) -> int:
+    """What is free now of the memory that the weights are in."""
     if weights.device.type == "cuda":
         return torch.cuda.mem_get_info(weights.device)[0]
     return psutil.virtual_memory().available
