@@ -11,7 +11,6 @@ Intervals are 95%, from a bootstrap over contracts.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from benchmarks.pooling import read_results
 from benchmarks.self_instruct import write
 from corpora.synthetic import write_corpus
 from corpora.synthetic.facts import FactQuestion, fact_questions
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.pool:
-        show([json.loads(path.read_text(encoding="utf-8")) for path in args.pool])
+        show(read_results(args.pool))
         return
     with tempfile.TemporaryDirectory() as scratch:
         result = run(args, args.work or Path(scratch))

@@ -23,6 +23,7 @@ import dspy
 import matplotlib.pyplot as plt
 
 from benchmarks.forgetting_methods import KNOWN, METHODS, Bench
+from benchmarks.pooling import read_results
 from program.base_model.train import HELD_BACK
 from program.forgetting.abilities import ABILITIES
 from program.forgetting.matrix import forgetting_figures
@@ -193,7 +194,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON; a plot and pages of its name go beside it")
     args = parser.parse_args()
     if args.pool:
-        show([json.loads(path.read_text(encoding="utf-8")) for path in args.pool], args.out)
+        show(read_results(args.pool), args.out)
         return
     if args.quick:
         args.houses, args.labels, args.epochs, args.dpo_epochs, args.sdft_epochs = args.houses[:2], 24, 1, 1, 1

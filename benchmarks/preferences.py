@@ -20,6 +20,7 @@ from typing import Any
 
 import dspy
 
+from benchmarks.pooling import read_results
 from benchmarks.self_instruct import parts_of
 from corpora.synthetic import write_corpus
 from modules.degenerate import Guarded
@@ -259,7 +260,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.pool:
-        show([json.loads(path.read_text(encoding="utf-8")) for path in args.pool])
+        show(read_results(args.pool))
         return
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(args, args.work or Path(scratch))

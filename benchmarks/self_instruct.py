@@ -22,6 +22,7 @@ from typing import Any
 
 import dspy
 
+from benchmarks.pooling import read_results
 from corpora.cuad import read_cuad
 from corpora.labels.rows import folded
 from corpora.labels.store import LabelStore
@@ -172,7 +173,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.pool:
-        show([json.loads(path.read_text(encoding="utf-8")) for path in args.pool], args.main)
+        show(read_results(args.pool), args.main)
         return
     if args.corpus:
         n = args.human_contracts + VAL_CONTRACTS + args.unlabelled + 1
