@@ -73,10 +73,10 @@ def compile(
     """Run `config.recipe` on `config.corpus` and leave a run folder at `config.out` (files: `program/runs.py`).
 
     It starts from the plain base, or from the program of the run `config.start_from`, which is the stage "base" then.
-    Scores are taken on contracts that neither the optimizers nor the choice between stages has seen. `say` gets a line
-    at each turn (default: standard error). Raises ConfigError, LabelingError, CorpusError, ModelError, TrainingError,
-    RunError, EvaluationError, and BudgetError where the estimate is above `max_minutes`, or above `max_memory_gib` of
-    the memory that is trained in: the GPU's where there is CUDA, else the machine's.
+    Scores (`score_stages`) are taken on contracts that neither the optimizers nor the choice between stages has seen.
+    `say` gets a line at each turn (default: standard error). Raises ConfigError, LabelingError, CorpusError,
+    ModelError, TrainingError, RunError, EvaluationError, and BudgetError where the estimate is above `max_minutes`, or
+    above `max_memory_gib` of the memory that is trained in: the GPU's where there is CUDA, else the machine's.
     """
     say = say or (lambda line: print(line, file=sys.stderr))
     began = time.perf_counter()
@@ -125,9 +125,16 @@ def compile(
                         "max_minutes, or give a shorter recipe or fewer questions"
                     )
                 _check_memory(program, config, questions, max_memory_gib, say)
-                rows = score_program(program, test, "base", threads=config.threads, progress=progress)
-                run.append_scores("base", rows)
-                reach("train.scored")
+                rows = []
+
+                def take_score(stage: dspy.Module, name: str) -> None:
+                    scored = score_program(stage, test, name, threads=config.threads, progress=progress)
+                    run.append_scores(name, scored)
+                    rows.extend(scored)
+                    reach("train.scored")
+
+                if config.score_stages == "all":  # what cannot be asked fails before anything is trained
+                    take_score(program, "base")
                 teacher = LabelTeacher(index, questions.train + questions.val, config.k_passages)
                 teacher.set_lm(lm)
                 labels = None
@@ -144,11 +151,13 @@ def compile(
                 for told in labels.reports if labels else ():
                     proposed, kept = sum(told.proposed.values()), sum(told.kept.values())
                     say(f"labelling, round {told.round}: {proposed} proposed, {kept} kept")
-                for stage in stages[1:]:
-                    scored = score_program(stage.program, test, stage.recipe, threads=config.threads, progress=progress)
-                    run.append_scores(stage.recipe, scored)
-                    rows += scored
                 best = chosen(stages)
+                if config.score_stages == "all":
+                    asked = stages[1:]
+                else:
+                    asked = [stages[0], best] if best.recipe else []
+                for stage in asked:
+                    take_score(stage.program, stage.recipe or "base")
                 _keep(run, stages, best, set(Path(scratch).rglob("training.json")) - brought)
                 if labels is not None:
                     run.write_json("labels.json", [asdict(report) for report in labels.reports])
@@ -248,7 +257,8 @@ def estimate(program: ContractReview, config: CompileConfig, questions: Question
     score_program(program, probe, "probe", threads=config.threads, progress=False)
     per_call_s = (time.perf_counter() - began) / len(probe)
     steps = config.recipe.split(" -> ")
-    scoring = (len(steps) + 1) * (len(questions.val) + len(test))
+    scoring = (len(steps) + 1) * len(questions.val)
+    scoring += (len(steps) + 1 if config.score_stages == "all" else 2) * len(test)
     prompts = steps.count("p") * (PROMPT_CANDIDATES + 2) * len(questions.val)
     # Distillation says each answer anew; a judge is measured on 400 pairs, and asked of several samples a question.
     rows = (steps.count("s") + 3 * steps.count("d")) * len(questions.train)

@@ -53,7 +53,10 @@ class CompileConfig:
     plain base. `guard` keeps a step s from unlearning what the program could do before it (GUARDS, several joined by
     "+"); the replays draw on `earlier`, a CUADv1-format file of labels learnt before, or else on what the run started
     from has learnt from, `replay_labels` so that they are `replay_share` of all rows. `kl_beta` is the weight of the
-    guard kl (None: 1, and 0.3 beside a replay). Raises ConfigError.
+    guard kl (None: 1, and 0.3 beside a replay).
+
+    Scores are taken after "all" steps, or with `score_stages` "chosen" only of the program that it starts from and of
+    the one that validation chose, and none at all where that is the same. Raises ConfigError.
     """
 
     corpus: str
@@ -90,6 +93,7 @@ class CompileConfig:
     earlier: str | None = None
     replay_share: float = 0.3
     kl_beta: float | None = None
+    score_stages: str = "all"
     out: str = "runs/compile"
 
     def __post_init__(self) -> None:
@@ -200,6 +204,8 @@ def _check(config: CompileConfig) -> None:
             f"guard is {config.guard!r}; it must be one of {', '.join(GUARDS)}, or several of them, each once, joined "
             "by '+'"
         )
+    if config.score_stages not in ("all", "chosen"):
+        raise ConfigError(f"score_stages is {config.score_stages!r}; it must be all or chosen")
     if not 0 < config.replay_share < 1:
         raise ConfigError(f"replay_share is {config.replay_share}; it is of all rows: above 0 and below 1")
     if not 0 <= config.varied_rows <= 1:

@@ -45,7 +45,7 @@ NAMES |= {
     "label.proposed": "a round's drafts are made and checked, and none of them is kept",
     "label.kept": "those that passed are in the store of the run",
     "train.indexed": "all contracts are indexed beside what serves, nothing is asked yet",
-    "train.scored": "the program that is started from is scored",
+    "train.scored": "a program is scored: the one that is started from, or a later one",
     "train.tuned": "every step of the recipe has ended, and nothing is saved",
     "train.save.program": "prompts and adapters are saved",
     "train.save.retrieval": "it is written which index they retrieve from",

@@ -188,7 +188,7 @@ class _Renewal:
             given = {
                 "corpus": str(self.folder / "corpus.json"), "test_corpus": config.frozen, "lm": config.lm,
                 "recipe": plan.recipe, "seed": config.seed, "unlabelled": config.contracts,
-                "labeller": config.labeller, "out": str(out),
+                "labeller": config.labeller, "out": str(out), "score_stages": "chosen",
                 "feedback": str(self.folder / "feedback.db") if "a" in plan.recipe.split(" -> ") else None,
                 "start_from": None if live is None else str(live),
             }  # fmt: skip

@@ -98,6 +98,26 @@ def test_weights_go_on_from_the_runs_and_its_program_is_the_base(first, renew):
         assert {contract_id.partition("-")[0] for contract_id in program.retrieve.index.contract_ids} == {"kestrel"}
 
 
+def test_test_questions_are_asked_only_of_what_validation_chose_and_of_the_base_beside_it(first, monkeypatch, tmp_path):
+    asked, stock = [], compile_module.score_program
+
+    def noted(program, examples, stage, **options):
+        asked.append(stage)
+        return stock(program, examples, stage, **options)
+
+    monkeypatch.setattr(compile_module, "score_program", noted)
+    with pytest.raises(ConfigError, match="score_stages is 'best'; it must be all or chosen"):
+        replace(first.config, score_stages="best")
+    for number, scored, said in ((0, [], "base"), (1, ["base", "s"], "s")):
+        monkeypatch.setattr(compile_module, "chosen", lambda stages, number=number: stages[number])
+        asked.clear()
+        config = replace(first.config, score_stages="chosen", out=str(tmp_path / said))
+        run = read_run(QUIET(config, say=_silent).path)
+        assert [stage for stage in asked if stage not in ("warm-up", "probe")] == scored
+        assert [stage["stage"] for stage in run.summary["stages"]] == scored and run.summary["chosen"] == said
+        assert (run.path / "report.html").is_file() and {row["stage"] for row in run.rows} == set(scored)
+
+
 def test_the_base_stage_is_the_run_and_not_the_plain_model(first, renew, monkeypatch):
     scored = {}
     stock = compile_module.score_program
