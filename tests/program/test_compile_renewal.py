@@ -115,7 +115,9 @@ def test_test_questions_are_asked_only_of_what_validation_chose_and_of_the_base_
         run = read_run(QUIET(config, say=_silent).path)
         assert [stage for stage in asked if stage not in ("warm-up", "probe")] == scored
         assert [stage["stage"] for stage in run.summary["stages"]] == scored and run.summary["chosen"] == said
-        assert (run.path / "report.html").is_file() and {row["stage"] for row in run.rows} == set(scored)
+        assert {row["stage"] for row in run.rows} == set(scored)
+        page = (run.path / "report.html").read_text(encoding="utf-8")
+        assert ("and the program stays as it was" in page) == (said == "base")
 
 
 def test_the_base_stage_is_the_run_and_not_the_plain_model(first, renew, monkeypatch):
