@@ -206,6 +206,8 @@ class Merge(NoGuard):
 
     def after(self, incumbent: dspy.LM, tuned: dspy.LM, rows: Sequence[Row]) -> dspy.LM:
         """As NoGuard.after."""
+        if tuned.model == incumbent.model:  # what LowRate beside it gives back, where nothing is within its budget
+            return incumbent
         engine = engine_of(incumbent)
         before, trained = engine.adapter_of(incumbent.model), engine.adapter_of(tuned.model)
         if trained is None:

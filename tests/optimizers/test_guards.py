@@ -302,6 +302,8 @@ def test_guards_together_act_in_one_order_and_share_their_options(lm):
     averaged = guard_from("merge+kl", weight=0.5)
     tuned = finetune_guarded(lm, ROWS, averaged, QUIET)
     assert "merge-" in tuned.model and record(tuned)["merged"]["weight"] == 0.5
+    stays = guard_from("low_rate+merge", kl_budget=1e-9, every_steps=2, n_prompts=2)
+    assert finetune_guarded(lm, ROWS, stays, QUIET).model == lm.model
 
 
 def test_an_optimizers_trainings_are_guarded_and_told(lm):
