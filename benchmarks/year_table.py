@@ -88,8 +88,8 @@ def plot(folder: Path, arms: Mapping[str, str]) -> None:
         axes.annotate(what, (month, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
     axes.set_xlabel("month")
     axes.set_ylabel("exact match, %")
-    axes.legend(fontsize=8)
-    figure.savefig(folder / "year.svg", metadata={"Date": None})
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.savefig(folder / "year.svg", metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
 
 
