@@ -137,8 +137,9 @@ def show(results: Sequence[dict[str, Any]], out: Path | None) -> None:
 
 def plot(told: Mapping[str, dict[str, Any]], names: Sequence[str], path: Path) -> None:
     """Review scores over the rounds, a panel a method and a line a skill, dashed before the skill is learnt."""
-    columns = min(4, len(told))
-    rows = math.ceil(len(told) / columns)
+    places = len(told) + 1  # the last one is the legend's
+    columns = math.ceil(math.sqrt(places))
+    rows = math.ceil(places / columns)
     figure, panels = plt.subplots(
         rows, columns, sharex=True, sharey=True, squeeze=False, figsize=(3 * columns, 2.6 * rows)
     )
@@ -151,6 +152,7 @@ def plot(told: Mapping[str, dict[str, Any]], names: Sequence[str], path: Path) -
             (line,) = axes.plot(range(i, len(names)), scores[i:], marker="o", markersize=3, label=skill)
             axes.plot(range(i + 1), scores[: i + 1], linestyle=":", color=line.get_color())
         axes.set_xticks(range(len(names)), names, rotation=30, fontsize=7)
+        axes.tick_params(labelbottom=True)
     for axes in panels[:, 0]:
         axes.set_ylabel("exact match, %")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower right")
