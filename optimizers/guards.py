@@ -85,7 +85,9 @@ def guard_from(word: str, **options: Any) -> NoGuard:
     """
     words = word.split("+")
     if unknown := [one for one in words if one not in GUARDS]:
-        raise TrainingError(f"guard={word!r}: {unknown} not known; use one of {list(GUARDS)}, or several joined by '+'")
+        raise TrainingError(
+            f"guard={word!r}: {unknown[0]!r} is not known; use one of {list(GUARDS)}, or several joined by '+'"
+        )
     if len(words) > 1 and (len(set(words)) < len(words) or {"none", "zoo"} & set(words)):
         raise TrainingError(f"guard={word!r} joins what cannot be: each once, and neither 'none' nor 'zoo'")
     kinds = [kind for name, kind in GUARDS.items() if name in words]
