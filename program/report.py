@@ -41,7 +41,8 @@ def terminal_table(summary: Mapping[str, Any], width: int = 120) -> str:
     """The scores of each stage with their 95% intervals as plain text, at most `width` columns; percent."""
     stages = summary["stages"]
     if not stages:
-        return "no stage has been scored yet\n"
+        kept = ": no step was better on the validation questions, and the program stays as it was"
+        return f"no stage has been scored{kept if summary.get('chosen') == 'base' else ' yet'}\n"
     table = Table("score, %")
     for stage in stages:
         table.add_column(f"{stage['stage']}\nn={stage['n_scored']}, {stage['n_contracts']} contracts", justify="right")
