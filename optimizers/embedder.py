@@ -80,14 +80,18 @@ def training_bytes(embedder: SentenceTransformer, settings: EmbedderSettings, te
     """What training takes beside the embedder that is loaded, with passages as long as the longest of `texts`.
 
     A copy of the weights, the best of them so far, gradients and Adam's two moments, in float32, and the activations
-    of as many passages as stand in one graph. Meant to be right within a factor of two.
+    of as many passages as stand in one graph. Meant to be right within a factor of two. Of an embedder that is no
+    transformer the activations are left out.
     """
-    config, weights = embedder[0].auto_model.config, sum(p.numel() for p in embedder.parameters())
+    held = 5 * 4 * sum(p.numel() for p in embedder.parameters())
+    if (transformer := getattr(embedder[0], "auto_model", None)) is None:
+        return held
+    config = transformer.config.get_text_config()
     read = max(len(ids) for ids in embedder.tokenizer(list(texts))["input_ids"])
     tokens = min(read, embedder.max_seq_length or read)
     rows = settings.list_size if settings.loss == "lists" else settings.mini_batch_size
     size = 2 if _in_bf16(embedder, settings) else 4
-    return 5 * 4 * weights + rows * tokens * config.hidden_size * config.num_hidden_layers * UNITS_A_LAYER * size
+    return held + rows * tokens * config.hidden_size * config.num_hidden_layers * UNITS_A_LAYER * size
 
 
 def _in_bf16(model: SentenceTransformer, settings: EmbedderSettings) -> bool:

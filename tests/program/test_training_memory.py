@@ -1,6 +1,8 @@
 """What trainings take of memory, told before them and held against what they may."""
 
 import pytest
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import StaticEmbedding
 
 from modules.embedder import load_embedder
 from modules.retriever import PassageIndex
@@ -53,6 +55,8 @@ def test_the_retrievers_training_counts_where_it_takes_more(review, world, tmp_p
     assert alone.weights_bytes == lm.weights_bytes + 4 * weights
     small, large = (training_bytes(embedder, EmbedderSettings(mini_batch_size=n), texts) for n in (8, 64))
     assert small < large == training_bytes(embedder, EmbedderSettings(loss="lists", list_size=64), texts)
+    static = SentenceTransformer(modules=[StaticEmbedding(embedder.tokenizer.backend_tokenizer, embedding_dim=8)])
+    assert training_bytes(static, EmbedderSettings(), texts) == 20 * 8 * len(embedder.tokenizer)
 
 
 def test_it_is_said_in_a_line():
